@@ -1,0 +1,1 @@
+"""Hold the words and rules of Penstock: no I/O, no clock, no randomness."""

@@ -1,0 +1,78 @@
+"""Define every error that Penstock raises.
+
+::
+
+    PenstockError
+    ├── TransitionError         the state machine does not allow the event
+    ├── ConfigError             a setting is wrong; names the key
+    ├── InvalidRequest          a request's fields are wrong; lists them
+    ├── StoreError
+    │   ├── StoreUnavailable    no answer, or the server says "not now"; the call may or may not have happened
+    │   ├── StoreFull           the server is at its memory limit; nothing was written
+    │   └── StoreMismatch       the data belongs to another format or number of partitions
+    └── TaskError               a task is defined wrongly (two of one name, unusable signature)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+
+class PenstockError(Exception):
+    """Be the root of all errors that Penstock raises on purpose."""
+
+
+class TransitionError(PenstockError):
+    """Say that the transition table does not allow an event in a state."""
+
+    def __init__(self, state: str, event: str) -> None:
+        super().__init__(f"no transition for event {event!r} in state {state!r}")
+        self.state = state
+        self.event = event
+
+
+class ConfigError(PenstockError):
+    """Say that a setting is wrong; ``key`` is the name the user gave it."""
+
+    def __init__(self, key: str, detail: str) -> None:
+        super().__init__(f"{key}: {detail}")
+        self.key = key
+        self.detail = detail
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FieldError:
+    """Say what is wrong with one field; ``field`` is a dotted path, empty for the whole body."""
+
+    field: str
+    code: str
+    detail: str
+
+
+class InvalidRequest(PenstockError):
+    """Say which fields of a request are wrong."""
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__("; ".join(f"{error.field or 'body'}: {error.detail}" for error in errors))
+        self.errors = tuple(errors)
+
+
+class StoreError(PenstockError):
+    """Be the root of errors of the store."""
+
+
+class StoreUnavailable(StoreError):
+    """Say that the store gave no answer or asked to come back later."""
+
+
+class StoreFull(StoreError):
+    """Say that the store is at its memory limit and refused to write."""
+
+
+class StoreMismatch(StoreError):
+    """Say that the stored data has another format or number of partitions than the settings."""
+
+
+class TaskError(PenstockError):
+    """Say that a task is defined wrongly."""

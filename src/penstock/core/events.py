@@ -1,0 +1,48 @@
+"""Name the events that logs, metrics and dashboards tell of; a code never changes its meaning."""
+
+from __future__ import annotations
+
+WORKER_STARTED = "worker.started"
+WORKER_STOPPING = "worker.stopping"
+WORKER_HASTENED = "worker.hastened"
+WORKER_STOPPED = "worker.stopped"
+
+JOB_FAILED = "job.failed"
+JOB_RETRYING = "job.retrying"
+JOB_SNOOZED = "job.snoozed"
+JOB_RELEASED = "job.released"
+JOB_CANCELLED = "job.cancelled"
+#: The token was not the current one any more: another attempt owns the job, so this result is dropped.
+JOB_STALE = "job.stale"
+#: No timeout is set and the job has run for over an hour.
+JOB_LONG = "job.long"
+#: A thread went on after its job's timeout; its slot stays taken.
+THREAD_STUCK = "thread.stuck"
+THREAD_RETURNED = "thread.returned"
+
+STORE_LOST = "store.lost"
+STORE_BACK = "store.back"
+SETTLE_FAILED = "settle.failed"
+LOOP_FAILED = "loop.failed"
+
+EVENTS = frozenset(
+    {
+        WORKER_STARTED,
+        WORKER_STOPPING,
+        WORKER_HASTENED,
+        WORKER_STOPPED,
+        JOB_FAILED,
+        JOB_RETRYING,
+        JOB_SNOOZED,
+        JOB_RELEASED,
+        JOB_CANCELLED,
+        JOB_STALE,
+        JOB_LONG,
+        THREAD_STUCK,
+        THREAD_RETURNED,
+        STORE_LOST,
+        STORE_BACK,
+        SETTLE_FAILED,
+        LOOP_FAILED,
+    }
+)

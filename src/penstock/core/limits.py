@@ -1,0 +1,48 @@
+"""Hold the bounds on sizes, counts and times, with their defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+
+KIB = 1024
+MIB = 1024 * KIB
+SECOND_MS = 1_000
+HOUR_MS = 3_600 * SECOND_MS
+DAY_MS = 24 * HOUR_MS
+
+NAME_CHARACTERS = 128
+NESTING_LEVELS = 100
+SCRIPT_ITEMS = 200
+SCRIPT_BYTES = MIB
+#: A value up to this size stays in the job's hash, which Redis then keeps as a compact listpack.
+INLINE_BYTES = 64
+ATTEMPT_RECORDS = 20
+RUN_AT_HORIZON_MS = 3_660 * DAY_MS
+MAX_ATTEMPTS = 1_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bound what users may send and what is kept. Sizes in bytes, times in ms."""
+
+    payload_bytes: int = MIB
+    result_bytes: int = MIB
+    error_bytes: int = 16 * KIB
+    batch_items: int = 10_000
+    batch_bytes: int = 64 * MIB
+    wait_ms: int = 60 * SECOND_MS
+    retention_ms: int = DAY_MS
+    failed_retention_ms: int = 30 * DAY_MS
+    finished_jobs: int = 1_000_000
+    dead_letters: int = 100_000
+    max_lost: int = 3
+    unknown_task_ms: int = DAY_MS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskDefaults:
+    """Fill what neither the submit nor the task says."""
+
+    queue: str = "default"
+    max_attempts: int = 3
+    lease_ms: int = 15 * SECOND_MS

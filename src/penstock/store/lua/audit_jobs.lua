@@ -1,0 +1,70 @@
+-- audit_jobs: tell for each job in which places it is and what of it does not agree.
+-- Guarantee: reads only; each job is seen at one moment.
+-- KEYS: meta (hash), canary (none)
+-- ARGV: ids (msgpack: [id...])
+-- Returns: per id [status or '', finding code, detail, ...]
+-- Transitions: none
+-- Flags: no-writes
+-- Uses: job, place_names
+local STATE_FIELDS = {'status', 'queue', 'priority', 'worker', 'input'}
+
+local function audit_one(id)
+  local job = load(id, STATE_FIELDS)
+  if not job.status then
+    return {''}
+  end
+  local findings = {job.status}
+  local function find(code, detail)
+    findings[#findings + 1] = code
+    findings[#findings + 1] = detail
+  end
+  local place = PLACES[job.status]
+  if not place or not job.queue or not job.priority then
+    find('damaged_hash', 'status, queue or priority is missing or unknown')
+    return findings
+  end
+  local places, right = {}, false
+  local function look(name, key, is_right)
+    if redis.call('ZSCORE', key, id) then
+      places[#places + 1] = name
+      right = right or is_right
+    end
+  end
+  for _, priority in ipairs({'critical', 'high', 'normal', 'low'}) do
+    look('queue:' .. priority, K.queue(job.queue, priority), place == 'queue' and priority == job.priority)
+  end
+  look('delayed', K.delayed, place == 'delayed')
+  look('running', K.running, place == 'running')
+  look('dead', K.dead(job.queue), job.status == 'failed')
+  for _, status in ipairs({'completed', 'cancelled', 'expired'}) do
+    look('final:' .. status, K.final(status, job.queue), job.status == status)
+  end
+  if #places > 1 then
+    find('two_places', table.concat(places, ' and '))
+  elseif place == 'running' and #places == 0 then
+    find('running_without_lease', 'the job runs but no lease would ever lapse')
+  elseif #places == 0 then
+    find('no_place', 'the job is ' .. job.status .. ' but in no index')
+  elseif not right then
+    find('wrong_place', 'the job is ' .. job.status .. ' but in ' .. places[1])
+  end
+  if place == 'running' and (not job.worker or not redis.call('ZSCORE', K.held(job.worker), id)) then
+    find('not_held', 'the job runs but its worker is not known to hold it')
+  end
+  local expires = redis.call('ZSCORE', K.expire, id)
+  if place == 'final' and not expires then
+    find('no_expiry', 'the job is ' .. job.status .. ' and would never be removed')
+  elseif place ~= 'final' and expires then
+    find('wrong_expiry', 'the job is ' .. job.status .. ' and would be removed')
+  end
+  if not job.input and redis.call('EXISTS', K.input(id)) == 0 then
+    find('no_input', 'the job has no input')
+  end
+  return findings
+end
+
+local answers = {}
+for index, id in ipairs(cmsgpack.unpack(ARGV[1])) do
+  answers[index] = audit_one(id)
+end
+return answers

@@ -1,0 +1,143 @@
+-- claim: hand out queued jobs to one worker, by priority, then queue in the order given, then arrival.
+-- Guarantee: a job is handed out under one token at a time; jobs of unknown tasks are skipped or deferred, late ones expire.
+-- KEYS: meta (hash), canary (none)
+-- ARGV: request (msgpack: [worker, nonce, limit, lease_ms, queues, tasks or nil, window_start]), bounds (msgpack: [small_bytes, call_bytes, unknown_task_ms, retention_ms, failed_retention_ms])
+-- Returns: [now, next due or '', skipped, deferred, remaining 0|1, jobs: [id, attempt, counted, lost, task, type, queue, priority, created, deadline, options, input or nil]...]
+-- Transitions: queued -claim-> running, queued -expire-> expired, queued -defer-> retrying, queued -fail-> failed
+-- Flags: allow-oom
+-- Uses: time, job, place_names, place
+local request, bounds = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
+local worker, nonce, limit, lease_ms, queues, window_start = request[1], request[2], request[3], request[4], request[5], request[7]
+local retention = {ms = bounds[4], failed_ms = bounds[5]}
+local LOOK, TASK_LIVE_MS = 200, 60000
+local NAMES = {'status', 'queue', 'priority', 'attempt', 'counted', 'lost', 'task', 'type', 'created', 'head', 'input', 'expires', 'no_handler',
+  'redriven', 'retention', 'watch'}
+local jobs, skipped, deferred, bytes_left = {}, 0, 0, bounds[2]
+
+local known
+if request[6] then
+  known = {}
+  for index = 1, #request[6] do
+    known[request[6][index]] = true
+  end
+end
+
+local live = {}
+local function known_elsewhere(name)
+  if live[name] == nil then
+    local seen = redis.call('ZSCORE', K.tasks, name)
+    live[name] = (seen and tonumber(seen) > now - TASK_LIVE_MS) and true or false
+  end
+  return live[name]
+end
+
+local function small_input(id, job)
+  if job.input then
+    return job.input
+  end
+  local size = redis.call('STRLEN', K.input(id))
+  if size > bounds[1] or size > bytes_left then
+    return false
+  end
+  bytes_left = bytes_left - size
+  return redis.call('GET', K.input(id))
+end
+
+-- Return 'claimed', 'skipped' (still in its place) or 'gone' (left its place).
+local function claim_one(queue_key, id)
+  local job = load(id, NAMES)
+  if job.status ~= 'queued' then
+    -- No such job, or one that is elsewhere: the hash is the truth, so only this stray entry goes.
+    redis.call('ZREM', queue_key, id)
+    return 'gone'
+  end
+  if job.expires and now >= tonumber(job.expires) and tonumber(job.attempt or 0) == 0 then
+    finish(id, job, 'expired', {}, retention)
+    return 'gone'
+  end
+  local name = job.type and '@' .. job.type or job.task
+  if known and not known[name] then
+    if known_elsewhere(name) then
+      return 'skipped'
+    end
+    if now - math.max(tonumber(job.created), tonumber(job.redriven or 0)) >= bounds[3] then
+      finish(id, job, 'failed', {'reason', 'unknown_task'}, retention)
+      return 'gone'
+    end
+    local tries = tonumber(job.no_handler or 0)
+    local due = now + math.min(1000 * 2 ^ tries, 30000)
+    move(id, job, 'retrying', due, {'no_handler', tries + 1, 'due', due})
+    add(counts, 'deferred', job.queue, 1)
+    deferred = deferred + 1
+    return 'gone'
+  end
+  local deadline = now + lease_ms
+  job.worker = worker
+  job.attempt = tonumber(job.attempt or 0) + 1
+  move(id, job, 'running', deadline, {'attempt', job.attempt, 'nonce', nonce, 'worker', worker, 'started', now})
+  if job.attempt > 1 then
+    redis.call('HDEL', K.job(id), 'progress')
+  end
+  add(counts, 'started', job.queue, 1)
+  jobs[#jobs + 1] = {id, job.attempt, job.counted or 0, job.lost or 0, job.task, job.type or 'task', job.queue, job.priority, job.created,
+    deadline, job.head or '', small_input(id, job)}
+  return 'claimed'
+end
+
+-- Look at up to LOOK jobs from rank `from`; return how many were claimed or left, and how many stay skipped.
+local function window(queue_key, from)
+  local looked, moved, stayed = 0, 0, 0
+  while #jobs < limit and looked < LOOK do
+    local last = from + stayed + math.min(limit - #jobs, LOOK - looked) - 1
+    local ids = redis.call('ZRANGE', queue_key, from + stayed, last)
+    if #ids == 0 then
+      break
+    end
+    for index = 1, #ids do
+      looked = looked + 1
+      if claim_one(queue_key, ids[index]) == 'skipped' then
+        stayed = stayed + 1
+      else
+        moved = moved + 1
+      end
+    end
+  end
+  skipped = skipped + stayed
+  return moved, stayed
+end
+
+local members = {}
+for p = 1, 4 do
+  for q = 1, #queues do
+    members[#members + 1] = queues[q] .. ':' .. PRIORITIES[p]
+  end
+end
+local depths = #members > 0 and redis.call('ZMSCORE', K.ready, unpack(members)) or {}
+local index = 0
+for p = 1, 4 do
+  for q = 1, #queues do
+    index = index + 1
+    if depths[index] and #jobs < limit then
+      local queue_key = K.queue(queues[q], PRIORITIES[p])
+      touch({queue = queues[q], priority = PRIORITIES[p]})
+      local moved, stayed = window(queue_key, 0)
+      local depth = moved == 0 and stayed >= LOOK and redis.call('ZCARD', queue_key) or 0
+      if depth > stayed then
+        window(queue_key, stayed + math.floor(window_start * (depth - stayed)))
+      end
+    end
+  end
+end
+flush()
+
+-- The woken worker took a marker; set each again where work is left, so that a wake-up is never lost with one worker.
+local remaining = 0
+depths = #members > 0 and redis.call('ZMSCORE', K.ready, unpack(members)) or {}
+for q = 1, #queues do
+  local holds_work = depths[q] or depths[#queues + q] or depths[2 * #queues + q] or depths[3 * #queues + q]
+  if holds_work then
+    remaining = 1
+    set_marker(queues[q], true)
+  end
+end
+return {now, next_due(), skipped, deferred, remaining, jobs}

@@ -1,0 +1,29 @@
+-- delete: remove final jobs with all their keys.
+-- Guarantee: a job that is not final is left as it is.
+-- KEYS: meta (hash), canary (none)
+-- ARGV: ids (msgpack: [id...])
+-- Returns: per id [done|conflict|missing, status or '', ''] or [error, text]
+-- Transitions: none
+-- Flags: allow-oom
+-- Uses: time, job, place_names, place
+local ids = cmsgpack.unpack(ARGV[1])
+
+local function delete_one(id)
+  local job = load(id, {'status', 'queue'})
+  if not job.status then
+    return {'missing', '', ''}
+  end
+  if PLACES[job.status] ~= 'final' then
+    return {'conflict', job.status, ''}
+  end
+  leave(id, job)
+  remove_job(id)
+  return {'done', job.status, ''}
+end
+
+local answers = {}
+for index = 1, #ids do
+  answers[index] = guarded(delete_one, ids[index])
+end
+flush()
+return answers

@@ -1,0 +1,29 @@
+-- extend: renew leases and store progress, each under its token.
+-- Guarantee: a stale token renews nothing and writes nothing.
+-- KEYS: meta (hash), canary (none)
+-- ARGV: items (msgpack: [id, attempt, nonce, progress or '']...), lease_ms
+-- Returns: per item [deadline ms, cancel requested 0|1], or [stale], or [error, text]
+-- Transitions: none
+-- Flags: allow-oom
+-- Uses: time, job, place_names, place
+local items, lease_ms = cmsgpack.unpack(ARGV[1]), tonumber(ARGV[2])
+
+local function extend_one(item)
+  local id = item[1]
+  local job = load(id, {'status', 'attempt', 'nonce', 'cancel'})
+  if job.status ~= 'running' or tonumber(job.attempt) ~= item[2] or job.nonce ~= item[3] then
+    return {'stale'}
+  end
+  local deadline = now + lease_ms
+  redis.call('ZADD', K.running, 'XX', deadline, id)
+  if item[4] ~= '' then
+    redis.call('HSET', K.job(id), 'progress', item[4])
+  end
+  return {deadline, job.cancel and 1 or 0}
+end
+
+local answers = {}
+for index = 1, #items do
+  answers[index] = guarded(extend_one, items[index])
+end
+return answers

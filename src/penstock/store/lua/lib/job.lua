@@ -1,0 +1,40 @@
+-- Read and write a job's hash and its two value keys.
+local INLINE_BYTES = 64
+
+-- Return the named fields of a job as a table; a missing field is nil. `status` is nil when there is no such job.
+local function load(id, names)
+  local values = redis.call('HMGET', K.job(id), unpack(names))
+  local job = {}
+  for index = 1, #names do
+    job[names[index]] = values[index] or nil
+  end
+  return job
+end
+
+-- What `move` and `record` need to know of a job.
+local CORE = {'status', 'queue', 'priority', 'seq', 'attempt', 'nonce', 'worker', 'started', 'counted', 'lost', 'expires', 'cancel',
+  'retention', 'watch', 'settled'}
+
+-- Append a value to the fields to be written, or store it in its own key when it would blow up the compact hash.
+local function put_value(fields, name, key, value)
+  if #value <= INLINE_BYTES then
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+  else
+    redis.call('SET', key, value)
+  end
+end
+
+local function remove_job(id)
+  redis.call('DEL', K.job(id), K.input(id), K.result(id))
+end
+
+-- Record how the job's latest attempt ended; only the newest records are kept. Errors are opaque JSON.
+local function record(id, job, fields, outcome, error_json)
+  local attempt = tonumber(job.attempt)
+  fields[#fields + 1] = 'e' .. attempt
+  fields[#fields + 1] = outcome .. '|' .. (job.started or '') .. '|' .. now .. '|' .. (job.worker or '') .. '|' .. (error_json or '')
+  if attempt > 20 then
+    redis.call('HDEL', K.job(id), 'e' .. (attempt - 20))
+  end
+end

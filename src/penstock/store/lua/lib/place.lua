@@ -1,0 +1,183 @@
+-- Own the indexes: a job is in exactly one place, and `move` is the only way from one to another.
+local counts, gauges, touched = {}, {}, {}
+local earliest_entered
+
+local function add(tally, name, queue, amount)
+  local field = name .. ':' .. queue
+  tally[field] = (tally[field] or 0) + amount
+end
+
+local function touch(job)
+  local priorities = touched[job.queue]
+  if not priorities then
+    priorities = {}
+    touched[job.queue] = priorities
+  end
+  priorities[job.priority] = true
+end
+
+local function final_key(job)
+  if job.status == 'failed' then
+    return K.dead(job.queue)
+  end
+  return K.final(job.status, job.queue)
+end
+
+local function leave(id, job)
+  local place = PLACES[job.status]
+  if place == 'queue' then
+    redis.call('ZREM', K.queue(job.queue, job.priority), id)
+    touch(job)
+  elseif place == 'delayed' then
+    redis.call('ZREM', K.delayed, id)
+    add(gauges, 'delayed', job.queue, -1)
+  elseif place == 'running' then
+    redis.call('ZREM', K.running, id)
+    redis.call('ZREM', K.held(job.worker), id)
+    add(gauges, 'running', job.queue, -1)
+  elseif place == 'final' then
+    redis.call('ZREM', final_key(job), id)
+    redis.call('ZREM', K.expire, id)
+    if job.status ~= 'failed' then
+      add(gauges, 'finished', '', -1)
+    end
+  end
+end
+
+-- Tell each process that waits for this job.
+local function notify(id, job)
+  for process in string.gmatch(job.watch, '%S+') do
+    local inbox = K.inbox(process)
+    redis.call('RPUSH', inbox, id)
+    redis.call('LTRIM', inbox, -10000, -1)
+    redis.call('EXPIRE', inbox, 120)
+  end
+  redis.call('HDEL', K.job(id), 'watch')
+end
+
+-- `at` is the score: seq, due time, lease deadline or finish time. `keep_ms` is how long a final job is kept.
+local function enter(id, job, at, keep_ms)
+  local place = PLACES[job.status]
+  if place == 'queue' then
+    redis.call('ZADD', K.queue(job.queue, job.priority), at, id)
+    touch(job)
+  elseif place == 'delayed' then
+    redis.call('ZADD', K.delayed, at, id)
+    add(gauges, 'delayed', job.queue, 1)
+    if not earliest_entered or at < earliest_entered then
+      earliest_entered = at
+    end
+  elseif place == 'running' then
+    redis.call('ZADD', K.running, at, id)
+    redis.call('ZADD', K.held(job.worker), now, id)
+    add(gauges, 'running', job.queue, 1)
+  elseif place == 'final' then
+    redis.call('ZADD', final_key(job), at, id)
+    redis.call('ZADD', K.expire, at + keep_ms, id)
+    if job.status ~= 'failed' then
+      add(gauges, 'finished', '', 1)
+    end
+    if job.watch then
+      notify(id, job)
+    end
+  end
+  if job.expires then
+    if (place == 'queue' or place == 'delayed') and tonumber(job.attempt or 0) == 0 then
+      redis.call('ZADD', K.expiry, job.expires, id)
+    else
+      redis.call('ZREM', K.expiry, id)
+    end
+  end
+end
+
+-- Move a job to another status; `fields` are written to its hash in the same breath.
+local function move(id, job, status, at, fields, keep_ms)
+  leave(id, job)
+  job.status = status
+  redis.call('HSET', K.job(id), 'status', status, unpack(fields))
+  enter(id, job, at, keep_ms)
+end
+
+-- Final jobs are kept for the job's own retention, else the state's; 0 keeps a tombstone of 60 s.
+local function finish(id, job, status, fields, retention)
+  local keep_ms = tonumber(job.retention) or (status == 'failed' and retention.failed_ms or retention.ms)
+  if keep_ms == 0 then
+    keep_ms = 60000
+  end
+  fields[#fields + 1] = 'finished'
+  fields[#fields + 1] = now
+  move(id, job, status, now, fields, keep_ms)
+  add(counts, status, job.queue, 1)
+end
+
+-- Return a new place at the end of the queues; numbers are taken from the server in blocks of `block`.
+local seq_next, seq_last
+local function next_seq(block)
+  if not seq_next or seq_next > seq_last then
+    seq_last = redis.call('HINCRBY', K.counters, 'seq', block)
+    seq_next = seq_last - block + 1
+  end
+  seq_next = seq_next + 1
+  return seq_next - 1
+end
+
+-- Keep: a queue holds a job <=> its marker is set.
+local function set_marker(queue, holds_work)
+  local marker = K.marker(queue)
+  if not holds_work then
+    redis.call('DEL', marker)
+  elseif redis.call('LLEN', marker) == 0 then
+    redis.call('RPUSH', marker, '1')
+  end
+end
+
+local PRIORITIES = {'critical', 'high', 'normal', 'low'}
+
+-- Write what the moves of this call added up to. Call it once, last.
+local function flush()
+  for field, amount in pairs(counts) do
+    redis.call('HINCRBY', K.counters, field, amount)
+  end
+  for field, amount in pairs(gauges) do
+    if amount ~= 0 then
+      redis.call('HINCRBY', K.gauges, field, amount)
+    end
+  end
+  for queue, priorities in pairs(touched) do
+    local members = {}
+    for index = 1, 4 do
+      local priority = PRIORITIES[index]
+      members[index] = queue .. ':' .. priority
+      if priorities[priority] then
+        local depth = redis.call('ZCARD', K.queue(queue, priority))
+        if depth > 0 then
+          redis.call('ZADD', K.ready, depth, members[index])
+        else
+          redis.call('ZREM', K.ready, members[index])
+        end
+      end
+    end
+    local depths = redis.call('ZMSCORE', K.ready, unpack(members))
+    set_marker(queue, (depths[1] or depths[2] or depths[3] or depths[4]) and true)
+  end
+  if earliest_entered then
+    local first = redis.call('ZRANGE', K.delayed, 0, 0, 'WITHSCORES')
+    if first[2] and tonumber(first[2]) >= earliest_entered and redis.call('LLEN', K.due) == 0 then
+      redis.call('RPUSH', K.due, '1')
+    end
+  end
+end
+
+local function next_due()
+  local first = redis.call('ZRANGE', K.delayed, 0, 0, 'WITHSCORES')
+  return first[2] or ''
+end
+
+-- Run `one` for an item; an error becomes the item's answer and does not stop the rest.
+local function guarded(one, item)
+  local ok, answer = pcall(one, item)
+  if ok then
+    return answer
+  end
+  return {'error', type(answer) == 'table' and (answer.err or 'error') or tostring(answer)}
+end

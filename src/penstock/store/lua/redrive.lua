@@ -1,0 +1,36 @@
+-- redrive: queue failed jobs again; start scheduled and retrying ones now.
+-- Guarantee: a failed job starts afresh (counted and lost are 0 again) and keeps the records of its attempts.
+-- KEYS: meta (hash), canary (none)
+-- ARGV: ids (msgpack: [id...]), early 0|1
+-- Returns: per id [done|conflict|missing, status or '', ''] or [error, text]
+-- Transitions: failed -redrive-> queued, scheduled -due-> queued, retrying -due-> queued
+-- Flags: allow-oom
+-- Uses: time, job, place_names, place
+local ids, early = cmsgpack.unpack(ARGV[1]), ARGV[2] == '1'
+
+local function redrive_one(id)
+  local job = load(id, CORE)
+  if not job.status then
+    return {'missing', '', ''}
+  end
+  if job.status == 'failed' then
+    local seq = next_seq(#ids)
+    move(id, job, 'queued', seq, {'seq', seq, 'counted', 0, 'lost', 0, 'redriven', now})
+    redis.call('HDEL', K.job(id), 'reason', 'finished', 'cancel', 'settled', 'no_handler', 'progress', 'due')
+    add(counts, 'redriven', job.queue, 1)
+  elseif early and PLACES[job.status] == 'delayed' then
+    local seq = next_seq(#ids)
+    move(id, job, 'queued', seq, {'seq', seq})
+    redis.call('HDEL', K.job(id), 'due')
+  else
+    return {'conflict', job.status, ''}
+  end
+  return {'done', job.status, ''}
+end
+
+local answers = {}
+for index = 1, #ids do
+  answers[index] = guarded(redrive_one, ids[index])
+end
+flush()
+return answers

@@ -1,0 +1,34 @@
+-- release_held: give back what a worker holds but does not name.
+-- Guarantee: uncounted, to the job's own place; a job with a cancel requested becomes cancelled.
+-- KEYS: meta (hash), canary (none)
+-- ARGV: worker, named (msgpack: [id...]), min_age_ms, limit, retention_ms, failed_retention_ms
+-- Returns: number of jobs given back
+-- Transitions: running -release-> queued, running -cancel-> cancelled
+-- Flags: allow-oom
+-- Uses: time, job, place_names, place
+local worker, min_age_ms, limit = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
+local retention = {ms = tonumber(ARGV[5]), failed_ms = tonumber(ARGV[6])}
+local named = {}
+for _, id in ipairs(cmsgpack.unpack(ARGV[2])) do
+  named[id] = true
+end
+local given_back = 0
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.held(worker), '-inf', now - min_age_ms)) do
+  if not named[id] and given_back < limit then
+    local job = load(id, CORE)
+    if job.status ~= 'running' or job.worker ~= worker then
+      redis.call('ZREM', K.held(worker), id)
+    else
+      local fields = {}
+      record(id, job, fields, 'released')
+      if job.cancel then
+        finish(id, job, 'cancelled', fields, retention)
+      else
+        move(id, job, 'queued', job.seq, fields)
+      end
+      given_back = given_back + 1
+    end
+  end
+end
+flush()
+return given_back

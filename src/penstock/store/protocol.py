@@ -1,0 +1,206 @@
+"""Define the verbs of the store. Two implementations: Redis scripts, and the in-memory reference model.
+
+Rules that hold for all verbs:
+
+* A verb takes many items and answers each, in order. An item stands for itself: one item's error does not stop the
+rest.
+* A job is in exactly one place (``core.states.PLACES``); each transition is atomic. Time is the store's own.
+* ``submit`` repeats safely by id, the settling verbs repeat safely by token, ``claim`` must not be repeated.
+* Every call may raise ``StoreUnavailable`` (it may have happened), ``StoreFull`` (submit only; it did not) or
+  ``StoreMismatch``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from penstock.core.ids import JobId, WorkerName
+from penstock.core.job import (
+    Changed,
+    Claimed,
+    ClaimRequest,
+    Extended,
+    Extension,
+    JobFilter,
+    JobRecord,
+    NewJob,
+    Page,
+    Promoted,
+    Pruned,
+    QueueInfo,
+    Reaped,
+    Settle,
+    Settled,
+    Submitted,
+    TaskInfo,
+    WorkerInfo,
+)
+from penstock.core.states import State
+
+
+class JobStore(Protocol):
+    """Change jobs."""
+
+    partitions: int
+
+    async def submit(self, jobs: Sequence[NewJob]) -> list[Submitted | Exception]:
+        """Create each job unless its id already stands, in which case the answer describes the standing one.
+
+        The state is ``scheduled`` when its due time lies after the store's now, else ``queued`` at the end of its
+        queue and priority. ``expires_at`` at or before now, or at or before the due time: still accepted
+        (it expires in its turn).
+        An item's exception stands in its place in the list.
+        """
+
+    async def claim(self, partition: int, request: ClaimRequest) -> Claimed:
+        """Hand out up to ``limit`` queued jobs: by priority, then queue in the order given, then arrival.
+
+        Looks at the first 200 jobs of a queue and priority. A job past ``expires_at`` that never started becomes
+        ``expired``. A job whose task is not among ``tasks``: when a live worker (announced in the last 60
+        s) knows it,
+        it stays and counts as ``skipped``, and when only such jobs stand in the first 200, one more window of 200 at
+        ``window_start`` of the queue is looked at; when none knows it, it is deferred: ``retrying``, uncounted,
+        ``no_handler`` + 1, due after 1 s doubling to 30 s, and fails with reason ``unknown_task`` once 24 h
+        have passed
+        since it was created (or last redriven).
+        Each claim raises ``attempt`` by one. Large inputs (over 16 KiB, or beyond 1 MiB a call) come as None.
+        """
+
+    async def input(self, job_id: JobId) -> bytes | None:
+        """Return a job's input, None when the job is gone."""
+
+    async def extend(
+        self, worker: WorkerName, items: Sequence[Extension], *, lease_ms: int, complete: bool = False
+    ) -> list[Extended]:
+        """Extend each lease to ``lease_ms`` from the store's now, unless its token is stale.
+
+        ``complete`` says that the items name all that the worker holds: jobs that the store counts as held by it for
+        over 10 s and that are not named go back to their queue uncounted (their claim's answer was lost).
+        """
+
+    async def settle(self, items: Sequence[Settle]) -> list[Settled | Exception]:
+        """End attempts. Checks the token first.
+
+        The job's latest token, settled by the same verb before, answers ``REPEATED`` (until a redrive or a
+        new claim); any other is ``STALE``.
+
+        ``COMPLETE``: completed, ``value`` is the result. ``RETRY``: counted + 1, retrying, due after ``delay_ms``
+        (0: queued at once through the delayed place). ``FAIL``: counted + 1, failed with ``reason``.
+        ``RELEASE``: back to its own place in its queue,
+        uncounted. ``SNOOZE``: scheduled, due after ``delay_ms``, uncounted. ``CANCEL``: cancelled (only
+        with a cancel requested, else ``STALE``).
+        When a cancel was requested, ``RETRY``, ``RELEASE`` and ``SNOOZE`` end in cancelled: counted stays,
+        the record's outcome is
+        ``cancelled``, its error the given value. All but ``COMPLETE``
+        leave a record of the attempt (the newest 20 are kept).
+        """
+
+    async def cancel(self, ids: Sequence[JobId]) -> list[Changed]:
+        """Cancel each job: at once where it waits (DONE), by a stored request where it runs (REQUESTED,
+        with the first
+        request's time), CONFLICT where it is final.
+        """
+
+    async def redrive(self, ids: Sequence[JobId], *, early: bool = True) -> list[Changed]:
+        """Queue failed jobs again (at the end, counted, lost and no_handler back to 0, attempts kept,
+        result and reason cleared); with
+        ``early`` also start scheduled and retrying ones now. Otherwise CONFLICT.
+        """
+
+    async def delete(self, ids: Sequence[JobId]) -> list[Changed]:
+        """Remove final jobs with all their keys; CONFLICT where not final."""
+
+    async def promote(self, partition: int, *, limit: int = 200) -> Promoted:
+        """Queue delayed jobs that are due (oldest due first), expire jobs past ``expires_at`` that never
+        started; up to ``limit`` of each.
+        """
+
+    async def reap(self, partition: int, *, limit: int = 200) -> Reaped:
+        """Give back jobs whose lease lapsed, and set wake-ups again where work waits.
+
+        lost + 1 each; requeued at its own place, or failed as ``poisoned`` at ``max_lost``, or cancelled
+        when a cancel was
+        requested. After a gap of over 5 s between reaps of the partition, or a clock that went back,
+        nothing is reaped for 15 s (the
+        store was away, or its clock stepped: workers get time to renew).
+        """
+
+    async def release_worker(self, worker: WorkerName) -> int:
+        """Give back, uncounted, all that a dead or stopped worker holds; return how many."""
+
+    async def prune(self, partition: int, *, limit: int = 200) -> Pruned:
+        """Remove final jobs past their retention; then dead letters above the cap of a queue (oldest
+        first), then other final
+        jobs above the cap of all (soonest to expire first, looking at the first ``limit`` of all final
+        jobs); at most ``limit`` of each kind.
+        """
+
+    async def announce(self, worker: WorkerInfo, tasks: Sequence[TaskInfo]) -> None:
+        """Put a worker and its tasks into the registry, or refresh them."""
+
+    async def forget_worker(self, worker: WorkerName) -> None:
+        """Take a stopped worker out of the registry."""
+
+
+class JobReader(Protocol):
+    """Look at jobs; never changes one."""
+
+    async def ping(self) -> None:
+        """Return when the store answers."""
+
+    async def get(self, job_id: JobId) -> JobRecord | None:
+        """Return a job with input and result."""
+
+    async def list_jobs(self, filters: JobFilter, *, limit: int = 50, cursor: str | None = None) -> Page:
+        """Return a page of jobs without input and result.
+
+        Places come in a fixed order: running, queued, retrying, scheduled, blocked, failed, completed, cancelled,
+        expired; within one, the next to run first, of final ones the newest first. At most 1,000 entries
+        are examined a page.
+
+        Raises:
+            ValueError: the cursor is not one of ours.
+        """
+
+    async def queues(self) -> list[QueueInfo]:
+        """Return all known queues by name."""
+
+    async def counters(self) -> Mapping[tuple[str, str], int]:
+        """Return ever-growing counts by (name, queue): submitted, started, completed, failed, retried,
+        cancelled, expired, lost, poisoned, redriven, deferred, pruned, dropped.
+        """
+
+    async def tasks(self) -> dict[str, TaskInfo]:
+        """Return the registry of tasks, announced in the last 24 h."""
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Return workers announced in the last 60 s."""
+
+
+class JobWaiter(Protocol):
+    """Wait for what happens."""
+
+    async def wait_final(self, job_id: JobId, *, timeout_ms: int) -> State | None:
+        """Return the state once the job is final or the time is over; None when there is no such job. Wakes
+        by signal.
+        """
+
+    async def wait_work(self, worker: WorkerName, queues: Sequence[str], *, timeout_ms: int) -> frozenset[str]:
+        """Return when one of the queues holds work, the worker is woken, or the time is over (then empty).
+
+        Items: ``"queue:<name>"``, ``"due"`` (an earlier due time was set: promote and ask anew) and
+        ``"wake"`` (a cancel was requested
+        for a job of this worker, or ``wake`` was called). An empty ``queues`` waits for the wake alone.
+        Never cancel this call: what it took would be lost; call ``wake``.
+        """
+
+    async def wake(self, worker: WorkerName) -> None:
+        """Make ``wait_work`` of that worker return now."""
+
+
+class Store(JobStore, JobReader, JobWaiter, Protocol):
+    """Be all of it."""
+
+    async def close(self) -> None:
+        """Close connections; waiting calls end with ``StoreUnavailable``."""

@@ -1,0 +1,1 @@
+"""Keep jobs in Redis or Valkey by scripts that each make one transition whole."""

@@ -1,0 +1,298 @@
+"""Change jobs: each verb is one script, run once per partition that its items live in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from penstock.core.errors import StoreUnavailable
+from penstock.core.ids import JobId, WorkerName, partition_of
+from penstock.core.job import (
+    Changed,
+    Claimed,
+    ClaimRequest,
+    Extended,
+    Extension,
+    NewJob,
+    Promoted,
+    Pruned,
+    Reaped,
+    Settle,
+    Settled,
+    Submitted,
+    TaskInfo,
+    WorkerInfo,
+)
+from penstock.core.limits import DAY_MS, SCRIPT_BYTES, SCRIPT_ITEMS
+from penstock.core.states import State
+from penstock.store.redis.codec import (
+    STATES,
+    ItemError,
+    changed,
+    claimed_job,
+    new_job_item,
+    number,
+    pack,
+    settle_item,
+    settled,
+    submitted,
+)
+from penstock.store.redis.connection import Connection
+from penstock.store.redis.group import Group
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+SMALL_INPUT_BYTES = 16 * 1024
+HELD_MIN_AGE_MS = 10_000
+REAP_GRACE_MS = 15_000
+WORKER_LIVE_MS = 60_000
+TASK_KEPT_MS = DAY_MS
+_ITEM_BYTES = 300
+
+
+class RedisJobs:
+    """Implement ``JobStore``."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        limits = connection.options.limits
+        self.partitions = connection.options.partitions
+        self._retention = (limits.retention_ms, limits.failed_retention_ms)
+        self._dead_cap = max(1, limits.dead_letters // self.partitions)
+        self._finished_cap = max(1, limits.finished_jobs // self.partitions)
+        self._submits = [
+            Group(self._submit_call(partition), lambda job: len(job.input) + _ITEM_BYTES)
+            for partition in range(self.partitions)
+        ]
+        self._settles = [
+            Group(self._settle_call(partition), lambda item: len(item.value) + _ITEM_BYTES)
+            for partition in range(self.partitions)
+        ]
+
+    async def _spread(
+        self,
+        items: Sequence[Item],
+        job_id: Callable[[Item], JobId],
+        call: Callable[[int, Sequence[Item]], Awaitable[Sequence[Answer]]],
+    ) -> list[Answer]:
+        """Run ``call`` for each partition with its items and put the answers back in order."""
+        if self.partitions == 1:
+            return list(await call(0, items))
+        places: dict[int, list[int]] = {}
+        for index, item in enumerate(items):
+            places.setdefault(partition_of(job_id(item), self.partitions), []).append(index)
+        parts = await asyncio.gather(*(call(p, [items[i] for i in indexes]) for p, indexes in places.items()))
+        answers: dict[int, Answer] = {}
+        for indexes, part in zip(places.values(), parts, strict=True):
+            answers.update(zip(indexes, part, strict=True))
+        return [answers[index] for index in range(len(items))]
+
+    # submit
+
+    def _submit_call(self, partition: int) -> Callable[[Sequence[NewJob]], Awaitable[list[Submitted | Exception]]]:
+        async def call(jobs: Sequence[NewJob]) -> list[Submitted | Exception]:
+            answers: list[Submitted | Exception | None] = [None] * len(jobs)
+            packed, indexes = [], []
+            for index, job in enumerate(jobs):
+                try:
+                    packed.append(new_job_item(job))
+                except UnicodeDecodeError as error:
+                    answers[index] = error
+                else:
+                    indexes.append(index)
+            replies = await self._connection.script("submit", partition, pack(packed)) if packed else []
+            for index, reply in zip(indexes, replies, strict=True):
+                answers[index] = submitted(jobs[index].id, reply)
+            return [answer if answer is not None else ItemError("no answer") for answer in answers]
+
+        return call
+
+    async def submit(self, jobs: Sequence[NewJob]) -> list[Submitted | Exception]:
+        """See ``JobStore.submit``. Callers at the same moment share a script call."""
+        return _raise_store_errors(
+            await self._spread(jobs, lambda job: job.id, lambda partition, part: self._submits[partition].add(part))
+        )
+
+    # claim
+
+    async def claim(self, partition: int, request: ClaimRequest) -> Claimed:
+        """See ``JobStore.claim``."""
+        limits = self._connection.options.limits
+        answer = await self._connection.script(
+            "claim",
+            partition,
+            pack(
+                [
+                    request.worker,
+                    request.nonce,
+                    min(request.limit, SCRIPT_ITEMS),
+                    request.lease_ms,
+                    request.queues,
+                    request.tasks,
+                    request.window_start,
+                ]
+            ),
+            pack([SMALL_INPUT_BYTES, SCRIPT_BYTES, limits.unknown_task_ms, *self._retention]),
+        )
+        now_ms, due, skipped, deferred, remaining, jobs = answer
+        return Claimed(
+            jobs=tuple(claimed_job(fields, request.nonce) for fields in jobs),
+            skipped=skipped,
+            deferred=deferred,
+            remaining=remaining == 1,
+            next_due_ms=number(due),
+            now_ms=now_ms,
+        )
+
+    async def input(self, job_id: JobId) -> bytes | None:
+        """See ``JobStore.input``."""
+        keys = self._connection.keys[partition_of(job_id, self.partitions)]
+        big, small = await self._connection.together(
+            [("GET", keys.key("input", job_id)), ("HGET", keys.key("job", job_id), "input")]
+        )
+        found: bytes | None = small if small is not None else big
+        return found
+
+    # leases
+
+    async def extend(
+        self, worker: WorkerName, items: Sequence[Extension], *, lease_ms: int, complete: bool = False
+    ) -> list[Extended]:
+        """See ``JobStore.extend``."""
+
+        async def call(partition: int, part: Sequence[Extension]) -> list[Extended]:
+            answers: list[Extended] = []
+            for start in range(0, len(part), SCRIPT_ITEMS):
+                packed = [
+                    [item.token.job_id, item.token.attempt, item.token.nonce, (item.progress or b"").decode()]
+                    for item in part[start : start + SCRIPT_ITEMS]
+                ]
+                for answer in await self._connection.script("extend", partition, pack(packed), lease_ms):
+                    if answer[0] == b"error":
+                        raise ItemError(answer[1].decode(errors="replace"))
+                    alive = answer[0] != b"stale"
+                    answers.append(
+                        Extended(
+                            deadline_ms=int(answer[0]) if alive else None,
+                            cancel_requested=bool(alive and answer[1]),
+                        )
+                    )
+            return answers
+
+        answers = await self._spread(items, lambda item: item.token.job_id, call)
+        if complete:
+            await self._release_held(worker, [item.token.job_id for item in items], HELD_MIN_AGE_MS)
+        return answers
+
+    async def _release_held(self, worker: WorkerName, named: Sequence[JobId], min_age_ms: int) -> int:
+        given_back = 0
+        for partition in range(self.partitions):
+            mine = pack([job_id for job_id in named if partition_of(job_id, self.partitions) == partition])
+            while True:
+                count = await self._connection.script(
+                    "release_held", partition, worker, mine, min_age_ms, SCRIPT_ITEMS, *self._retention
+                )
+                given_back += count
+                if count < SCRIPT_ITEMS:
+                    break
+        return given_back
+
+    async def release_worker(self, worker: WorkerName) -> int:
+        """See ``JobStore.release_worker``."""
+        return await self._release_held(worker, [], 0)
+
+    # settle
+
+    def _settle_call(self, partition: int) -> Callable[[Sequence[Settle]], Awaitable[list[Settled | Exception]]]:
+        async def call(items: Sequence[Settle]) -> list[Settled | Exception]:
+            packed = pack([settle_item(item) for item in items])
+            return [
+                settled(answer)
+                for answer in await self._connection.script("settle", partition, packed, *self._retention)
+            ]
+
+        return call
+
+    async def settle(self, items: Sequence[Settle]) -> list[Settled | Exception]:
+        """See ``JobStore.settle``. Callers at the same moment share a script call."""
+        return _raise_store_errors(
+            await self._spread(
+                items, lambda item: item.token.job_id, lambda partition, part: self._settles[partition].add(part)
+            )
+        )
+
+    # changes by people
+
+    async def _change(self, script: str, ids: Sequence[JobId], *arguments: int) -> list[Changed]:
+        async def call(partition: int, part: Sequence[JobId]) -> list[Changed]:
+            answers: list[Changed] = []
+            for start in range(0, len(part), SCRIPT_ITEMS):
+                packed = pack(part[start : start + SCRIPT_ITEMS])
+                answers += [changed(a) for a in await self._connection.script(script, partition, packed, *arguments)]
+            return answers
+
+        return await self._spread(ids, lambda job_id: job_id, call)
+
+    async def cancel(self, ids: Sequence[JobId]) -> list[Changed]:
+        """See ``JobStore.cancel``."""
+        return await self._change("cancel", ids, *self._retention)
+
+    async def redrive(self, ids: Sequence[JobId], *, early: bool = True) -> list[Changed]:
+        """See ``JobStore.redrive``."""
+        return await self._change("redrive", ids, int(early))
+
+    async def delete(self, ids: Sequence[JobId]) -> list[Changed]:
+        """See ``JobStore.delete``."""
+        return await self._change("delete", ids)
+
+    # upkeep
+
+    async def promote(self, partition: int, *, limit: int = SCRIPT_ITEMS) -> Promoted:
+        """See ``JobStore.promote``."""
+        queued, expired, due, now_ms = await self._connection.script("promote", partition, limit, *self._retention)
+        return Promoted(queued=queued, expired=expired, next_due_ms=number(due), now_ms=now_ms)
+
+    async def reap(self, partition: int, *, limit: int = SCRIPT_ITEMS) -> Reaped:
+        """See ``JobStore.reap``."""
+        max_lost = self._connection.options.limits.max_lost
+        answers = await self._connection.script("reap", partition, limit, max_lost, REAP_GRACE_MS, *self._retention)
+
+        def chosen(state: State) -> tuple[JobId, ...]:
+            return tuple(JobId(job_id.decode()) for job_id, status in answers if STATES[status] is state)
+
+        return Reaped(requeued=chosen(State.QUEUED), poisoned=chosen(State.FAILED), cancelled=chosen(State.CANCELLED))
+
+    async def prune(self, partition: int, *, limit: int = SCRIPT_ITEMS) -> Pruned:
+        """See ``JobStore.prune``."""
+        aged, capped = await self._connection.script("prune", partition, limit, self._dead_cap, self._finished_cap)
+        return Pruned(expired=aged, capped=capped)
+
+    # registry
+
+    async def announce(self, worker: WorkerInfo, tasks: Sequence[TaskInfo]) -> None:
+        """See ``JobStore.announce``. Every partition needs the tasks; the worker is described in all alike."""
+        packed = pack([[task.name, msgspec.json.encode(task).decode()] for task in tasks])
+        description = msgspec.json.encode(worker)
+        for partition in range(self.partitions):
+            await self._connection.script(
+                "announce", partition, worker.name, description, packed, WORKER_LIVE_MS, TASK_KEPT_MS
+            )
+
+    async def forget_worker(self, worker: WorkerName) -> None:
+        """See ``JobStore.forget_worker``."""
+        for keys in self._connection.keys:
+            await self._connection.together(
+                [("ZREM", keys.key("workers"), worker), ("HDEL", keys.key("worker_info"), worker)]
+            )
+
+
+def _raise_store_errors(answers: Sequence[Any]) -> list[Any]:
+    """Raise when the whole call failed; errors of single items stay in their places."""
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, ItemError | UnicodeDecodeError):
+            raise answer if isinstance(answer, Exception) else StoreUnavailable("the call was cut off") from answer
+    return list(answers)

@@ -1,0 +1,287 @@
+"""Look at jobs for people; never on the path of a submit, claim or settle."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from penstock.core.ids import JobId, partition_of
+from penstock.core.job import JobFilter, JobRecord, Page, QueueInfo, TaskInfo, WorkerInfo
+from penstock.core.states import FINAL_STATES, Priority, State
+from penstock.store.redis.codec import job_record
+from penstock.store.redis.connection import Connection
+from penstock.store.redis.jobs import TASK_KEPT_MS, WORKER_LIVE_MS
+
+LISTING_ORDER = (
+    State.RUNNING,
+    State.QUEUED,
+    State.RETRYING,
+    State.SCHEDULED,
+    State.BLOCKED,
+    State.FAILED,
+    State.COMPLETED,
+    State.CANCELLED,
+    State.EXPIRED,
+)
+_EXAMINED = 1_000
+_CHUNK = 100
+
+
+class _Cursor(msgspec.Struct, frozen=True, array_like=True):
+    """Say where the next page starts: an index (by number) and a rank in it, with the last entry seen as a check."""
+
+    index: int
+    score: float
+    id: str
+
+
+def _encode_cursor(cursor: _Cursor) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(cursor)).decode().rstrip("=")
+
+
+def _decode_cursor(text: str) -> _Cursor:
+    try:
+        return msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=_Cursor)
+    except (binascii.Error, ValueError, msgspec.DecodeError) as error:
+        raise ValueError("not a cursor of this listing") from error
+
+
+class _Index(msgspec.Struct, frozen=True):
+    partition: int
+    key: str
+    states: tuple[State, ...]
+    newest_first: bool
+
+
+class RedisReader:
+    """Implement ``JobReader``."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._partitions = connection.options.partitions
+
+    async def ping(self) -> None:
+        """See ``JobReader.ping``."""
+        await self._connection.command("PING")
+
+    async def get(self, job_id: JobId) -> JobRecord | None:
+        """See ``JobReader.get``."""
+        keys = self._connection.keys[partition_of(job_id, self._partitions)]
+        flat, big_input, big_result, deadline = await self._connection.together(
+            [
+                ("HGETALL", keys.key("job", job_id)),
+                ("GET", keys.key("input", job_id)),
+                ("GET", keys.key("result", job_id)),
+                ("ZSCORE", keys.key("running"), job_id),
+            ],
+            atomic=True,
+        )
+        fields = _as_dict(flat)
+        if not fields:
+            return None
+        return job_record(job_id, fields, big_input=big_input, big_result=big_result, deadline=deadline)
+
+    async def _queue_names(self) -> list[str]:
+        commands = [("SMEMBERS", keys.key("queues")) for keys in self._connection.keys]
+        found = await self._connection.together(commands)
+        return sorted({name.decode() for names in found for name in names})
+
+    def _indexes(self, filters: JobFilter, queues: list[str]) -> Iterator[_Index]:
+        wanted = filters.states or LISTING_ORDER
+        names = queues if filters.queue is None else [filters.queue]
+        for state in LISTING_ORDER:
+            if state not in wanted:
+                continue
+            for partition, keys in enumerate(self._connection.keys):
+                if state is State.RUNNING:
+                    yield _Index(partition, keys.key("running"), (state,), newest_first=False)
+                elif state in (State.RETRYING, State.SCHEDULED):
+                    yield _Index(partition, keys.key("delayed"), (state,), newest_first=False)
+                elif state is State.QUEUED:
+                    for priority, name in itertools.product(Priority, names):
+                        yield _Index(partition, keys.key("queue", name, priority.value), (state,), newest_first=False)
+                elif state is State.FAILED:
+                    for name in names:
+                        yield _Index(partition, keys.key("dead", name), (state,), newest_first=True)
+                elif state in FINAL_STATES:
+                    for name in names:
+                        yield _Index(partition, keys.key("final", state.value, name), (state,), newest_first=True)
+
+    async def list_jobs(self, filters: JobFilter, *, limit: int = 50, cursor: str | None = None) -> Page:
+        """See ``JobReader.list_jobs``.
+
+        A cursor holds the score and id of the last entry seen, so that entries which leave in between shift nothing.
+        """
+        queues = await self._queue_names() if filters.queue is None else []
+        position = _decode_cursor(cursor) if cursor else None
+        items: list[JobRecord] = []
+        examined = 0
+        for number, index in enumerate(self._indexes(filters, queues)):
+            if position is not None and number < position.index:
+                continue
+            after = position if position is not None and number == position.index else None
+            while True:
+                entries = await self._entries(index, after)
+                records = await self._records(index, [job_id for job_id, _ in entries])
+                for (job_id, score), record in zip(entries, records, strict=True):
+                    examined += 1
+                    after = _Cursor(number, score, job_id)
+                    if record is not None and _matches(record, index, filters):
+                        items.append(record)
+                    if len(items) == limit or examined == _EXAMINED:
+                        return Page(items=tuple(items), next=_encode_cursor(after))
+                if len(entries) < _CHUNK:
+                    break
+        return Page(items=tuple(items), next=None)
+
+    async def _entries(self, index: _Index, after: _Cursor | None) -> list[tuple[str, float]]:
+        """Return up to ``_CHUNK`` entries of an index after a cursor; ties of the score are settled by id."""
+        low = "-inf" if after is None or index.newest_first else repr(after.score)
+        high = "+inf" if after is None or not index.newest_first else repr(after.score)
+        verb, first, last = ("ZREVRANGEBYSCORE", high, low) if index.newest_first else ("ZRANGEBYSCORE", low, high)
+        fresh: list[tuple[str, float]] = []
+        for offset in itertools.count(0, _CHUNK):
+            flat = await self._connection.command(verb, index.key, first, last, "WITHSCORES", "LIMIT", offset, _CHUNK)
+            entries = [(job_id.decode(), float(score)) for job_id, score in _pairs(flat)]
+            fresh += [
+                entry for entry in entries if after is None or _is_after(entry, after, newest_first=index.newest_first)
+            ]
+            if len(fresh) >= _CHUNK or len(entries) < _CHUNK:
+                break
+        return fresh[:_CHUNK]
+
+    async def _records(self, index: _Index, ids: list[str]) -> list[JobRecord | None]:
+        keys = self._connection.keys[index.partition]
+        commands: list[tuple[str, ...]] = [("HGETALL", keys.key("job", job_id)) for job_id in ids]
+        if State.RUNNING in index.states:
+            commands += [("ZSCORE", keys.key("running"), job_id) for job_id in ids]
+        answers = await self._connection.together(commands)
+        deadlines = answers[len(ids) :] or [None] * len(ids)
+        records: list[JobRecord | None] = []
+        for job_id, flat, deadline in zip(ids, answers, deadlines, strict=False):
+            fields = _as_dict(flat)
+            fields.pop(b"input", None)
+            fields.pop(b"result", None)
+            records.append(job_record(JobId(job_id), fields, deadline=deadline) if fields else None)
+        return records
+
+    async def queues(self) -> list[QueueInfo]:
+        """See ``JobReader.queues``."""
+        names = await self._queue_names()
+        commands: list[tuple[str, ...]] = []
+        for keys in self._connection.keys:
+            commands.append(("HGETALL", keys.key("gauges")))
+            commands.append(("ZRANGE", keys.key("ready"), "0", "-1", "WITHSCORES"))
+            for name in names:
+                commands.append(("ZCARD", keys.key("dead", name)))
+                commands += [
+                    ("ZCARD", keys.key("final", state.value, name))
+                    for state in (State.COMPLETED, State.CANCELLED, State.EXPIRED)
+                ]
+        answers = iter(await self._connection.together(commands))
+        depth = {name: dict.fromkeys(Priority, 0) for name in names}
+        gauges = {name: {"running": 0, "delayed": 0} for name in names}
+        finished = {
+            name: dict.fromkeys((State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED), 0) for name in names
+        }
+        for _ in self._connection.keys:
+            for field, value in _as_dict(next(answers)).items():
+                gauge, _, name = field.decode().partition(":")
+                if name in gauges and gauge in gauges[name]:
+                    gauges[name][gauge] += int(value)
+            for member, score in _pairs(next(answers)):
+                name, _, priority = member.decode().rpartition(":")
+                if name in depth:
+                    depth[name][Priority(priority)] += int(float(score))
+            for name in names:
+                for state in (State.FAILED, State.COMPLETED, State.CANCELLED, State.EXPIRED):
+                    finished[name][state] += next(answers)
+        return [
+            QueueInfo(
+                name=name,
+                depth=depth[name],
+                running=gauges[name]["running"],
+                delayed=gauges[name]["delayed"],
+                finished=finished[name],
+            )
+            for name in names
+        ]
+
+    async def counters(self) -> Mapping[tuple[str, str], int]:
+        """See ``JobReader.counters``."""
+        totals: dict[tuple[str, str], int] = {}
+        for flat in await self._connection.together(
+            [("HGETALL", keys.key("counters")) for keys in self._connection.keys]
+        ):
+            for field, value in _as_dict(flat).items():
+                name, separator, queue = field.decode().partition(":")
+                if separator:
+                    totals[name, queue] = totals.get((name, queue), 0) + int(value)
+        return totals
+
+    async def tasks(self) -> dict[str, TaskInfo]:
+        """See ``JobReader.tasks``. Every partition holds the same registry; the first is asked."""
+        keys = self._connection.keys[0]
+        live, flat = await asyncio.gather(
+            self._live(keys.key("tasks"), TASK_KEPT_MS), self._connection.command("HGETALL", keys.key("task_options"))
+        )
+        return {
+            name.decode(): msgspec.json.decode(options, type=TaskInfo)
+            for name, options in _as_dict(flat).items()
+            if name in live
+        }
+
+    async def workers(self) -> list[WorkerInfo]:
+        """See ``JobReader.workers``."""
+        keys = self._connection.keys[0]
+        live, flat = await asyncio.gather(
+            self._live(keys.key("workers"), WORKER_LIVE_MS),
+            self._connection.command("HGETALL", keys.key("worker_info")),
+        )
+        found = [
+            msgspec.structs.replace(msgspec.json.decode(description, type=WorkerInfo), seen_at_ms=live[name])
+            for name, description in _as_dict(flat).items()
+            if name in live
+        ]
+        return sorted(found, key=lambda worker: worker.name)
+
+    async def now_ms(self) -> int:
+        """Return the server's clock."""
+        seconds, microseconds = await self._connection.command("TIME")
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    async def _live(self, key: str, max_age_ms: int) -> dict[bytes, int]:
+        now_ms = await self.now_ms()
+        flat = await self._connection.command("ZRANGEBYSCORE", key, now_ms - max_age_ms, "+inf", "WITHSCORES")
+        return {name: int(float(score)) for name, score in _pairs(flat)}
+
+
+def _is_after(entry: tuple[str, float], after: _Cursor, *, newest_first: bool) -> bool:
+    job_id, score = entry
+    return (score, job_id) < (after.score, after.id) if newest_first else (score, job_id) > (after.score, after.id)
+
+
+def _matches(record: JobRecord, index: _Index, filters: JobFilter) -> bool:
+    return (
+        record.state in index.states
+        and (filters.queue is None or record.queue == filters.queue)
+        and (filters.task is None or record.task == filters.task)
+        and (filters.tag is None or filters.tag in record.options.tags)
+        and (filters.created_after_ms is None or record.created_at_ms >= filters.created_after_ms)
+        and (filters.created_before_ms is None or record.created_at_ms < filters.created_before_ms)
+    )
+
+
+def _pairs(flat: list[Any]) -> Iterator[tuple[bytes, bytes]]:
+    return zip(flat[::2], flat[1::2], strict=True)
+
+
+def _as_dict(flat: Any) -> dict[bytes, bytes]:
+    """Return a hash as a dict, whether the client library has already made one."""
+    return dict(flat) if isinstance(flat, dict) else dict(_pairs(flat))

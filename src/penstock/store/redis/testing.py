@@ -1,0 +1,32 @@
+"""Drive the scripts' clock by hand, for tests: the server's TIME is replaced by a key."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from penstock.core.limits import Limits
+from penstock.store.options import StoreOptions
+from penstock.store.redis.scripts import load_scripts
+from penstock.store.redis.store import RedisStore
+
+_CLOCK_LIBRARY = "local now = tonumber(redis.call('HGET', K.meta, 'test_clock'))"
+
+
+class _ClockedStore(RedisStore):
+    async def now_ms(self) -> int:
+        return int(await self.connection.command("HGET", self.connection.keys[0].key("meta"), "test_clock"))
+
+
+async def connect_with_clock(
+    url: str, namespace: str, partitions: int = 1, limits: Limits | None = None
+) -> tuple[RedisStore, Callable[[int], Awaitable[None]]]:
+    """Return a store and a function that sets its clock (Unix ms); set it before the first verb."""
+    options = StoreOptions(redis_url=url, namespace=namespace, partitions=partitions, limits=limits or Limits())
+    store = _ClockedStore(options, scripts=load_scripts(replaced_libraries={"time": _CLOCK_LIBRARY}))
+
+    async def set_clock(unix_ms: int) -> None:
+        await store.connection.together(
+            [("HSET", keys.key("meta"), "test_clock", unix_ms) for keys in store.connection.keys]
+        )
+
+    return store, set_clock
