@@ -1,0 +1,1 @@
+"""Define tasks, what they are handed, and the built-in ones."""
