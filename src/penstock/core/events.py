@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 WORKER_STARTED = "worker.started"
+#: A module, a task or a setting cannot be used; the worker did not start.
+WORKER_REFUSED = "worker.refused"
+#: A task of this worker has a queue that the worker does not serve.
+WORKER_UNSERVED = "worker.unserved"
 WORKER_STOPPING = "worker.stopping"
 WORKER_HASTENED = "worker.hastened"
 WORKER_STOPPED = "worker.stopped"
@@ -12,6 +16,8 @@ JOB_RETRYING = "job.retrying"
 JOB_SNOOZED = "job.snoozed"
 JOB_RELEASED = "job.released"
 JOB_CANCELLED = "job.cancelled"
+#: The lease of a lost worker lapsed; the job runs again, or is poisoned.
+JOB_LOST = "job.lost"
 #: The token was not the current one any more: another attempt owns the job, so this result is dropped.
 JOB_STALE = "job.stale"
 #: No timeout is set and the job has run for over an hour.
@@ -25,9 +31,18 @@ STORE_BACK = "store.back"
 SETTLE_FAILED = "settle.failed"
 LOOP_FAILED = "loop.failed"
 
+API_STARTED = "api.started"
+API_STOPPING = "api.stopping"
+API_STOPPED = "api.stopped"
+REQUEST_FINISHED = "request.finished"
+#: A request met an error that nobody expected; the line has its traceback.
+REQUEST_CRASHED = "request.crashed"
+
 EVENTS = frozenset(
     {
         WORKER_STARTED,
+        WORKER_REFUSED,
+        WORKER_UNSERVED,
         WORKER_STOPPING,
         WORKER_HASTENED,
         WORKER_STOPPED,
@@ -36,6 +51,7 @@ EVENTS = frozenset(
         JOB_SNOOZED,
         JOB_RELEASED,
         JOB_CANCELLED,
+        JOB_LOST,
         JOB_STALE,
         JOB_LONG,
         THREAD_STUCK,
@@ -44,5 +60,10 @@ EVENTS = frozenset(
         STORE_BACK,
         SETTLE_FAILED,
         LOOP_FAILED,
+        API_STARTED,
+        API_STOPPING,
+        API_STOPPED,
+        REQUEST_FINISHED,
+        REQUEST_CRASHED,
     }
 )

@@ -1,0 +1,1 @@
+"""Serve jobs over HTTP: parse, call one verb of the store, render."""

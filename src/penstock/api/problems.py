@@ -1,0 +1,199 @@
+"""Define every error that the API answers, in the one shape of RFC 9457."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from penstock.core.errors import (
+    FieldError,
+    InvalidRequest,
+    PenstockError,
+    StoreFull,
+    StoreMismatch,
+    StoreUnavailable,
+)
+
+PROBLEM_JSON = "application/problem+json"
+RETRY_AFTER_SECONDS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Name one kind of problem; ``code`` never changes once released."""
+
+    code: str
+    status: int
+    title: str
+
+
+BAD_REQUEST = Kind("bad_request", 400, "The request cannot be read")
+NOT_JSON = Kind("not_json", 400, "The body is not JSON")
+UNAUTHORIZED = Kind("unauthorized", 401, "An API key is needed")
+FOREIGN_ORIGIN = Kind("foreign_origin", 403, "Web pages of other origins may not call this API")
+ROUTE_NOT_FOUND = Kind("route_not_found", 404, "There is no such route")
+JOB_NOT_FOUND = Kind("job_not_found", 404, "There is no such job")
+QUEUE_NOT_FOUND = Kind("queue_not_found", 404, "There is no such queue")
+METHOD_NOT_ALLOWED = Kind("method_not_allowed", 405, "The route does not take this method")
+BODY_TIMEOUT = Kind("body_timeout", 408, "The body did not arrive in time")
+STATE_CONFLICT = Kind("state_conflict", 409, "The job's status does not allow this")
+BODY_TOO_LARGE = Kind("body_too_large", 413, "The body is too large")
+UNSUPPORTED_MEDIA_TYPE = Kind("unsupported_media_type", 415, "The body has a content type that is not taken")
+HOST_NOT_ALLOWED = Kind("host_not_allowed", 421, "The Host is not a name of this machine")
+INVALID_REQUEST = Kind("invalid_request", 422, "Fields of the request are wrong")
+INTERNAL_ERROR = Kind("internal_error", 500, "Something went wrong inside")
+STORE_UNAVAILABLE = Kind("store_unavailable", 503, "The store does not answer")
+STORE_FULL = Kind("store_full", 503, "The store is at its memory limit")
+STORE_MISMATCH = Kind("store_mismatch", 503, "The store holds data of another format")
+STOPPING = Kind("stopping", 503, "The server is stopping")
+
+KINDS: tuple[Kind, ...] = (
+    BAD_REQUEST,
+    NOT_JSON,
+    UNAUTHORIZED,
+    FOREIGN_ORIGIN,
+    ROUTE_NOT_FOUND,
+    JOB_NOT_FOUND,
+    QUEUE_NOT_FOUND,
+    METHOD_NOT_ALLOWED,
+    BODY_TIMEOUT,
+    STATE_CONFLICT,
+    BODY_TOO_LARGE,
+    UNSUPPORTED_MEDIA_TYPE,
+    HOST_NOT_ALLOWED,
+    INVALID_REQUEST,
+    INTERNAL_ERROR,
+    STORE_UNAVAILABLE,
+    STORE_FULL,
+    STORE_MISMATCH,
+    STOPPING,
+)
+
+#: What ``errors[].code`` can be, with its meaning.
+FIELD_CODES: Mapping[str, str] = {
+    "required": "the field must be there",
+    "unknown_field": "no such field or query parameter; the detail names the right one where it is known",
+    "not_supported": "the field or header will come in a later release",
+    "wrong_type": "the value has another JSON type than the field takes",
+    "not_allowed": "the value is none of those that the field takes",
+    "not_finite": "NaN or Infinity, which JSON does not have",
+    "out_of_range": "the number, duration or time is below or above what is taken",
+    "too_long": "the text, list or object is longer than what is taken",
+    "empty": "the text is empty",
+    "bad_name": "the name holds control characters or others that are not taken",
+    "bad_duration": "neither seconds nor a duration such as `90s` or `PT15M`",
+    "bad_time": "not an RFC 3339 time with an offset",
+    "in_past": "the time is more than 60 s in the past",
+    "conflict": "two fields that exclude each other",
+    "too_deep": "arrays and objects are nested in more than 100 levels",
+    "too_large": "the value has more bytes than what is taken",
+    "bad_cursor": "the cursor is not one that an answer gave",
+    "bad_id": "not a job id",
+    "empty_filter": 'nothing chooses the jobs; `{"all": true}` takes all',
+}
+
+
+class ItemProblem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Say why one item of a batch was not taken."""
+
+    code: str
+    status: int
+    detail: str
+    errors: tuple[FieldError, ...] = ()
+    job_id: str | None = None
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Be the body of every error (RFC 9457); ``code`` is stable, ``errors`` names each wrong field."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+    errors: tuple[FieldError, ...] = ()
+    job_id: str | None = None
+    job_status: str | None = None
+    created_at: str | None = None
+    beyond_retention: bool | None = None
+
+
+class ApiError(PenstockError):
+    """Carry a problem to the one place that renders it; ``extra`` are further members of ``Problem``."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+        **extra: Any,
+    ) -> None:
+        super().__init__(f"{kind.code}: {detail}")
+        self.kind = kind
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.headers = dict(headers or {})
+        self.extra = extra
+
+    def body(self, request_id: str) -> bytes:
+        """Return the problem as JSON text."""
+        return msgspec.json.encode(
+            Problem(
+                type=f"urn:penstock:problem:{self.kind.code}",
+                title=self.kind.title,
+                status=self.kind.status,
+                code=self.kind.code,
+                detail=self.detail,
+                request_id=request_id,
+                errors=self.errors,
+                **self.extra,
+            )
+        )
+
+    def item(self) -> ItemProblem:
+        """Return the problem of one item of a batch."""
+        return ItemProblem(
+            code=self.kind.code,
+            status=self.kind.status,
+            detail=self.detail,
+            errors=self.errors,
+            job_id=self.extra.get("job_id"),
+        )
+
+
+def invalid(*errors: FieldError) -> ApiError:
+    """Return the problem of wrong fields."""
+    if len(errors) == 1:
+        return ApiError(INVALID_REQUEST, f"{errors[0].field or 'body'}: {errors[0].detail}", errors=errors)
+    fields = ", ".join(error.field or "body" for error in errors)
+    return ApiError(INVALID_REQUEST, f"{len(errors)} fields are wrong: {fields}", errors=errors)
+
+
+def field_error(field: str, code: str, detail: str) -> FieldError:
+    """Return a wrong field; ``code`` is one of ``FIELD_CODES``."""
+    return FieldError(field=field, code=code, detail=detail)
+
+
+def from_exception(error: BaseException, *, detail: str = "") -> ApiError:
+    """Turn any exception into the problem that users see; ``detail`` goes before the store's own words."""
+    retry = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    lead = f"{detail} " if detail else ""
+    match error:
+        case ApiError():
+            return error
+        case InvalidRequest():
+            return invalid(*error.errors)
+        case StoreFull():
+            return ApiError(STORE_FULL, "Nothing was stored; try again once there is room.", headers=retry)
+        case StoreMismatch():
+            return ApiError(STORE_MISMATCH, f"{error}")
+        case StoreUnavailable():
+            return ApiError(STORE_UNAVAILABLE, f"{lead}{error}", headers=retry)
+        case _:
+            return ApiError(INTERNAL_ERROR, "The server's log says more under this request_id.")

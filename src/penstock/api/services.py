@@ -1,0 +1,115 @@
+"""Hold what all routes share: the store, options, clock, ids, the registry of tasks, the wish to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+
+from penstock.api.options import ApiOptions
+from penstock.api.submission import SubmissionParser
+from penstock.api.views import JobRenderer
+from penstock.core.errors import StoreError
+from penstock.core.ids import HOMES, JobId, make_job_id
+from penstock.core.job import TaskInfo
+from penstock.observability.metrics import HttpMetrics
+from penstock.store.protocol import Store
+
+#: A registry of tasks younger than this is used as it is, in ms.
+_TASKS_FRESH_MS = 1_000
+#: One older than this is not used before it was asked for again, in ms.
+_TASKS_STALE_MS = 5_000
+#: How long a refusal for want of memory makes the API not ready, in ms.
+_FULL_MS = 10_000
+
+
+def unix_ms() -> int:
+    """Return this machine's Unix time in ms."""
+    return time.time_ns() // 1_000_000
+
+
+class IdMaker:
+    """Make job ids from the system's randomness, asked for many ids at once; not shared between processes."""
+
+    _BYTES = 10
+    _STOCK = 4_090
+
+    def __init__(self, random_bytes: Callable[[int], bytes] = os.urandom) -> None:
+        self._random_bytes = random_bytes
+        self._stock = b""
+        self._used = 0
+
+    def __call__(self, now_ms: int) -> JobId:
+        """Return a new id of that Unix time."""
+        if self._used >= len(self._stock):
+            self._stock, self._used = self._random_bytes(self._STOCK), 0
+        bits = int.from_bytes(self._stock[self._used : self._used + self._BYTES], "big")
+        self._used += self._BYTES
+        return make_job_id(unix_ms=now_ms, home=bits % HOMES, random_bits=bits >> 12)
+
+
+class TaskCache:
+    """Keep the registry of tasks; asks the store at most once a second, however many requests come."""
+
+    def __init__(self, store: Store, clock: Callable[[], int]) -> None:
+        self._store = store
+        self._clock = clock
+        self._tasks: Mapping[str, TaskInfo] = {}
+        self._asked_ms = -_TASKS_STALE_MS
+        self._asking: asyncio.Task[None] | None = None
+
+    async def get(self) -> Mapping[str, TaskInfo]:
+        """Return the registry, at most 5 s old; the last known one when the store does not answer."""
+        age_ms = self._clock() - self._asked_ms
+        if 0 <= age_ms < _TASKS_FRESH_MS:
+            return self._tasks
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+        if not 0 <= age_ms < _TASKS_STALE_MS:
+            await asyncio.shield(self._asking)
+        return self._tasks
+
+    async def _ask(self) -> None:
+        try:
+            self._tasks = await self._store.tasks()
+            self._asked_ms = self._clock()
+        except StoreError:
+            # The caller's own verb will say so; until then what was known holds.
+            pass
+        finally:
+            self._asking = None
+
+    async def close(self) -> None:
+        """End a question in flight."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+
+
+class Services:
+    """Hold what all routes share; made once, in ``create_app``."""
+
+    def __init__(self, store: Store, options: ApiOptions, *, clock: Callable[[], int] = unix_ms) -> None:
+        self.store = store
+        self.options = options
+        self.clock = clock
+        self.next_id = IdMaker()
+        self.tasks = TaskCache(store, clock)
+        self.parser = SubmissionParser()
+        self.metrics = HttpMetrics()
+        self.stopping = asyncio.Event()
+        self._full_at_ms: int | None = None
+
+    async def renderer(self) -> JobRenderer:
+        """Return what shows jobs."""
+        return JobRenderer(await self.tasks.get(), self.options.defaults, self.options.limits)
+
+    def note_submit(self, *, full: bool) -> None:
+        """Remember whether the last submit was refused for want of memory."""
+        self._full_at_ms = self.clock() if full else None
+
+    @property
+    def is_full(self) -> bool:
+        """Tell whether a submit was refused for want of memory a short while ago."""
+        return self._full_at_ms is not None and self.clock() - self._full_at_ms < _FULL_MS

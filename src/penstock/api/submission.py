@@ -1,0 +1,261 @@
+"""Turn the body of a submit into a job; says everything that is wrong with it at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, field
+
+from penstock.api.fields import Checker
+from penstock.api.problems import BODY_TOO_LARGE, ApiError, field_error, from_exception, invalid
+from penstock.api.strict import BodyDecoder, check_nesting, not_json, validation_error
+from penstock.core.ids import JobId
+from penstock.core.job import JobOptions, NewJob, TaskInfo, handler_name
+from penstock.core.limits import DAY_MS, MAX_ATTEMPTS, NAME_CHARACTERS, Limits, TaskDefaults
+from penstock.core.retry import Backoff
+from penstock.core.states import Priority
+
+TYPES = ("task", "ai")
+TAGS = 32
+METADATA_BYTES = 16 * 1024
+#: Room for all other fields beside an input of the largest size.
+ENVELOPE_BYTES = 64 * 1024
+LONGEST_TIMEOUT_MS = 30 * DAY_MS
+
+_ANY = msgspec.json.Decoder()
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_NO_OPTIONS = JobOptions()
+
+Duration = Annotated[
+    float | str,
+    Meta(description="Seconds (a number) or a duration such as `90s`, `15m`, `2h`, `PT15M`."),
+]
+
+
+class BackoffBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Grow the wait before each retry by `factor` from `base` to at most `max`; `jitter` draws from zero to that."""
+
+    base: float | str = 1.0
+    factor: float = 2.0
+    max: float | str | None = None
+    jitter: bool = True
+
+
+class SubmitBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Describe one job to submit."""
+
+    task: Annotated[str, Meta(description="Name of what runs. At most 128 characters; must not start with `@`.")]
+    # A factory, because the framework's documentation cannot hash a Raw as default.
+    input: Annotated[msgspec.Raw, Meta(description="Any JSON value, kept byte for byte; at most 1 MiB.")] = field(
+        default_factory=msgspec.Raw
+    )
+    type: Annotated[str, Meta(description="Family of task: `task` or `ai`.")] = "task"
+    queue: Annotated[
+        str | None, Meta(description="Where the job waits. Default: what the task says, else `default`.")
+    ] = None
+    priority: Annotated[
+        Priority, Meta(description="A more urgent job overtakes all less urgent ones of its queue.")
+    ] = Priority.NORMAL
+    run_at: Annotated[
+        str | None, Meta(description="Do not start before this RFC 3339 time: at most ten years ahead.")
+    ] = None
+    delay: Annotated[float | str | None, Meta(description="Do not start before this duration has passed.")] = None
+    max_attempts: Annotated[int | None, Meta(description="1 to 1,000 tries, the first included. Default 3.")] = None
+    backoff: Annotated[
+        float | str | BackoffBody | None,
+        Meta(description="Wait before a retry: the base as a duration, or all of it as an object."),
+    ] = None
+    timeout: Annotated[float | str | None, Meta(description="How long one attempt may run. Default: no limit.")] = None
+    expires_at: Annotated[
+        str | None, Meta(description="Give up when the job has not started by this RFC 3339 time.")
+    ] = None
+    expires_in: Annotated[
+        float | str | None, Meta(description="Give up when the job has not started after this duration.")
+    ] = None
+    tags: Annotated[tuple[str, ...], Meta(description="Up to 32 names to find the job by.")] = ()
+    metadata: Annotated[dict[str, Any], Meta(description="An object of yours, at most 16 KiB, kept with the job.")] = {}
+    retention: Annotated[
+        float | str | None,
+        Meta(description="How long the job is kept once final. Default: 24 h; failed 30 days."),
+    ] = None
+
+
+_HINTS: Mapping[str, str] = {
+    **dict.fromkeys(("args", "kwargs", "payload", "data", "params", "body"), "'input'"),
+    "countdown": "'delay'",
+    "delay_seconds": "'delay'",
+    "eta": "'run_at' (a time) or 'delay' (a duration)",
+    "max_retries": "'max_attempts', which counts the first try too",
+    "retries": "'max_attempts', which counts the first try too",
+    "ttl": "'expires_in'",
+    "result_ttl": "'retention'",
+    "name": "'task'",
+}
+_LATER = frozenset({"unique_key", "unique", "idempotency_key", "webhook", "depends_on"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Submission:
+    """Hold what parsing needs besides the text; ``now_ms`` is Unix ms, ``tasks`` the registry of tasks."""
+
+    now_ms: int
+    limits: Limits
+    defaults: TaskDefaults
+    tasks: Mapping[str, TaskInfo]
+    next_id: Callable[[int], JobId]
+    traceparent: str | None = None
+
+
+class SubmissionParser:
+    """Parse submits; one object serves all requests."""
+
+    def __init__(self) -> None:
+        self.decoder = BodyDecoder(SubmitBody, hints=_HINTS, later=_LATER)
+
+    def parse(self, text: bytes | msgspec.Raw, submission: Submission) -> NewJob:
+        """Return the job that a JSON text describes.
+
+        Raises:
+            ApiError: everything that is wrong with it.
+        """
+        text = bytes(text)
+        check_nesting(text)
+        body, errors = self.decoder.decode(text)
+        value = bytes(body.input) or b"null"
+        if len(value) > submission.limits.payload_bytes:
+            raise input_too_large(len(value), submission.limits.payload_bytes)
+        try:
+            # Raw text is passed on as it is: whatever is stored must be something that a worker can read.
+            _ANY.decode(value)
+        except msgspec.ValidationError as error:
+            errors.append(validation_error("input", error))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise not_json(text, error) from None
+        checker = Checker(submission.now_ms, errors)
+        job = _new_job(body, value, submission, checker)
+        if errors:
+            raise invalid(*errors)
+        return job
+
+    def parse_item(self, text: bytes | msgspec.Raw, submission: Submission) -> NewJob | ApiError:
+        """Return the job of one item of a batch, or what is wrong with it."""
+        try:
+            return self.parse(text, submission)
+        except ApiError as error:
+            return from_exception(error)
+
+
+def input_too_large(size: int, high: int) -> ApiError:
+    """Return the problem of an input over the limit (bytes)."""
+    detail = f"has {size} bytes; at most {high} are taken"
+    return ApiError(BODY_TOO_LARGE, f"input {detail}", errors=[field_error("input", "too_large", detail)])
+
+
+def traceparent_of(header: bytes | None) -> str | None:
+    """Return a W3C trace context that is well-formed, else None: tracing never fails a request."""
+    if header is None:
+        return None
+    text = header.decode("latin-1")
+    return text if _TRACEPARENT.fullmatch(text) else None
+
+
+def _new_job(body: SubmitBody, value: bytes, submission: Submission, checker: Checker) -> NewJob:
+    task = body.task
+    # The checks of the common case, without a call each.
+    if not (0 < len(task) <= NAME_CHARACTERS and task.isprintable()):
+        checker.name("task", task)
+    elif task.startswith("@"):
+        checker.wrong("task", "bad_name", "must not start with '@'")
+    if body.type not in TYPES:
+        checker.wrong("type", "not_allowed", f"must be one of {', '.join(TYPES)}")
+    queue = body.queue
+    if queue is None:
+        known = submission.tasks.get(handler_name(body.type, task))
+        queue = (known.queue if known is not None else None) or submission.defaults.queue
+    else:
+        checker.queue("queue", queue)
+    now_ms = submission.now_ms
+    if body.run_at is None and body.delay is None and body.expires_at is None and body.expires_in is None:
+        run_at_ms = delay_ms = expires_at_ms = expires_in_ms = None
+    else:
+        run_at_ms = checker.future("run_at", body.run_at)
+        delay_ms = checker.duration("delay", body.delay)
+        expires_at_ms = checker.future("expires_at", body.expires_at)
+        expires_in_ms = checker.duration("expires_in", body.expires_in, low_ms=1)
+        checker.one_of_pair("run_at", body.run_at, "delay", body.delay)
+        checker.one_of_pair("expires_at", body.expires_at, "expires_in", body.expires_in)
+        _check_order(run_at_ms, delay_ms, expires_at_ms, expires_in_ms, checker)
+    return NewJob(
+        id=submission.next_id(now_ms),
+        task=task,
+        input=value,
+        type=body.type,
+        queue=queue,
+        priority=body.priority,
+        options=_options(body, submission.traceparent, checker),
+        run_at_ms=run_at_ms,
+        delay_ms=delay_ms,
+        expires_at_ms=expires_at_ms,
+        expires_in_ms=expires_in_ms,
+        retention_ms=checker.duration("retention", body.retention),
+    )
+
+
+def _check_order(
+    run_at_ms: int | None, delay_ms: int | None, expires_at_ms: int | None, expires_in_ms: int | None, checker: Checker
+) -> None:
+    """Refuse a job that would expire before it may start."""
+    start_ms = run_at_ms if run_at_ms is not None else checker.now_ms + (delay_ms or 0)
+    end_ms = expires_at_ms if expires_at_ms is not None else checker.now_ms + (expires_in_ms or 0)
+    field = "expires_at" if expires_at_ms is not None else "expires_in"
+    has_end = expires_at_ms is not None or expires_in_ms is not None
+    if has_end and (run_at_ms is not None or delay_ms) and end_ms <= start_ms:
+        checker.wrong(field, "conflict", "lies before the job may start, so it would never run")
+
+
+def _options(body: SubmitBody, traceparent: str | None, checker: Checker) -> JobOptions:
+    if (
+        body.max_attempts is None
+        and body.backoff is None
+        and body.timeout is None
+        and not body.tags
+        and not body.metadata
+        and traceparent is None
+    ):
+        return _NO_OPTIONS
+    if body.max_attempts is not None:
+        checker.number("max_attempts", body.max_attempts, 1, MAX_ATTEMPTS)
+    checker.items("tags", body.tags, TAGS)
+    for index, tag in enumerate(body.tags[:TAGS]):
+        checker.name(f"tags.{index}", tag)
+    if body.metadata and len(msgspec.json.encode(body.metadata)) > METADATA_BYTES:
+        checker.wrong("metadata", "too_large", f"has more than {METADATA_BYTES} bytes")
+    return JobOptions(
+        max_attempts=body.max_attempts,
+        backoff=_backoff(body.backoff, checker),
+        timeout_ms=checker.duration("timeout", body.timeout, low_ms=1, high_ms=LONGEST_TIMEOUT_MS),
+        tags=body.tags,
+        metadata=body.metadata,
+        traceparent=traceparent,
+    )
+
+
+def _backoff(value: float | str | BackoffBody | None, checker: Checker) -> Backoff | None:
+    if value is None:
+        return None
+    if not isinstance(value, BackoffBody):
+        base_ms = checker.duration("backoff", value, high_ms=DAY_MS)
+        return Backoff() if base_ms is None else Backoff(base_ms=base_ms, max_ms=max(base_ms, Backoff().max_ms))
+    base_ms = checker.duration("backoff.base", value.base, high_ms=DAY_MS)
+    max_ms = checker.duration("backoff.max", value.max, high_ms=30 * DAY_MS)
+    checker.number("backoff.factor", value.factor, 1, 1_000)
+    if base_ms is None or (max_ms is None and value.max is not None):
+        return None
+    highest_ms = max(base_ms, Backoff().max_ms) if max_ms is None else max_ms
+    if highest_ms < base_ms:
+        checker.wrong("backoff.max", "conflict", "is less than 'backoff.base'")
+    return Backoff(base_ms=base_ms, factor=value.factor, max_ms=highest_ms, jitter=value.jitter)

@@ -1,0 +1,159 @@
+"""Declare every metric once: names and labels are a contract with dashboards and alerts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from penstock.core.job import QueueInfo
+from penstock.core.states import Priority, State
+
+#: Both Prometheus and OpenMetrics scrapers read this format.
+CONTENT_TYPE = "text/plain; version=0.0.4"
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """Declare one metric; ``kind`` is counter, gauge or histogram."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+#: Counters of jobs by the name that ``Store.counters()`` gives them.
+JOB_COUNTERS: Mapping[str, Declared] = {
+    name: Declared(f"penstock_jobs_{name}_total", "counter", ("queue",), text)
+    for name, text in {
+        "submitted": "Jobs accepted.",
+        "started": "Attempts started, each claim counted.",
+        "completed": "Jobs that completed.",
+        "failed": "Jobs that failed for good and went to the dead letter.",
+        "retried": "Attempts that failed and will be tried again.",
+        "cancelled": "Jobs cancelled.",
+        "expired": "Jobs that had not started before they expired.",
+        "lost": "Attempts whose worker was lost.",
+        "poisoned": "Jobs that failed because their workers were lost too often.",
+        "redriven": "Jobs queued again by hand.",
+        "deferred": "Times that a job was put off because no worker knew its task.",
+        "pruned": "Finished jobs removed after their retention.",
+        "dropped": "Finished jobs removed early because there were too many.",
+    }.items()
+}
+QUEUE_DEPTH = Declared("penstock_queue_depth", "gauge", ("queue", "priority"), "Jobs that wait to be claimed.")
+JOBS_RUNNING = Declared("penstock_jobs_running", "gauge", ("queue",), "Jobs that run now.")
+JOBS_DELAYED = Declared("penstock_jobs_delayed", "gauge", ("queue",), "Jobs scheduled or waiting for a retry.")
+DEAD_LETTERS = Declared("penstock_dead_letters", "gauge", ("queue",), "Failed jobs that are kept.")
+WORKERS = Declared("penstock_workers", "gauge", (), "Workers seen in the last 60 s.")
+STORE_UP = Declared("penstock_store_up", "gauge", (), "1 when the store answered this scrape in time, else 0.")
+BUILD_INFO = Declared("penstock_build_info", "gauge", ("version",), "Always 1; the label is the version.")
+HTTP_REQUESTS = Declared(
+    "penstock_http_requests_total", "counter", ("method", "route", "status"), "Requests answered by this process."
+)
+HTTP_DURATION = Declared(
+    "penstock_http_request_duration_seconds",
+    "histogram",
+    ("route",),
+    "Time to answer a request; waiting for a job (`wait`) is part of it.",
+)
+
+METRICS: tuple[Declared, ...] = (
+    *JOB_COUNTERS.values(),
+    QUEUE_DEPTH,
+    JOBS_RUNNING,
+    JOBS_DELAYED,
+    DEAD_LETTERS,
+    WORKERS,
+    STORE_UP,
+    BUILD_INFO,
+    HTTP_REQUESTS,
+    HTTP_DURATION,
+)
+
+_DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoreSnapshot:
+    """Hold what the store told one scrape."""
+
+    counters: Mapping[tuple[str, str], int]
+    queues: Sequence[QueueInfo]
+    workers: int
+
+
+class HttpMetrics:
+    """Count the requests of this process."""
+
+    def __init__(self) -> None:
+        # One more time series for each counter, which nothing reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry(auto_describe=False)
+        self._requests = Counter(HTTP_REQUESTS.name, HTTP_REQUESTS.help, HTTP_REQUESTS.labels, registry=self.registry)
+        self._duration = Histogram(
+            HTTP_DURATION.name,
+            HTTP_DURATION.help,
+            HTTP_DURATION.labels,
+            buckets=_DURATION_BUCKETS,
+            registry=self.registry,
+        )
+        # Finding a child by its labels costs more than counting in it.
+        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one answered request; ``method`` and ``route`` must come from small closed sets."""
+        key = (method, route, status)
+        children = self._known.get(key)
+        if children is None:
+            children = (self._requests.labels(method, route, str(status)), self._duration.labels(route))
+            self._known[key] = children
+        children[0].inc()
+        children[1].observe(seconds)
+
+
+class _StoreCollector(Collector):
+    def __init__(self, snapshot: StoreSnapshot | None, version: str) -> None:
+        self._snapshot = snapshot
+        self._version = version
+
+    def collect(self) -> Iterable[Metric]:
+        yield _gauge(BUILD_INFO, [((self._version,), 1)])
+        yield _gauge(STORE_UP, [((), 0 if self._snapshot is None else 1)])
+        snapshot = self._snapshot
+        if snapshot is None:
+            return
+        yield _gauge(WORKERS, [((), snapshot.workers)])
+        queues = snapshot.queues
+        names = {queue.name for queue in queues} | {queue for _, queue in snapshot.counters if queue}
+        for name, declared in JOB_COUNTERS.items():
+            # Every known queue has every counter from the start: a rate misses the start of one that appears late.
+            family = CounterMetricFamily(declared.name, declared.help, labels=declared.labels)
+            for queue_name in sorted(names):
+                family.add_metric((queue_name,), snapshot.counters.get((name, queue_name), 0))
+            yield family
+        yield _gauge(
+            QUEUE_DEPTH,
+            [((queue.name, level.value), queue.depth.get(level, 0)) for queue in queues for level in Priority],
+        )
+        yield _gauge(JOBS_RUNNING, [((queue.name,), queue.running) for queue in queues])
+        yield _gauge(JOBS_DELAYED, [((queue.name,), queue.delayed) for queue in queues])
+        yield _gauge(DEAD_LETTERS, [((queue.name,), queue.finished.get(State.FAILED, 0)) for queue in queues])
+
+
+def _gauge(declared: Declared, samples: Iterable[tuple[Sequence[str], float]]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(declared.name, declared.help, labels=declared.labels)
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family
+
+
+def render(snapshot: StoreSnapshot | None, http: HttpMetrics, *, version: str) -> bytes:
+    """Return all metrics as Prometheus text; without a snapshot the store is down."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_StoreCollector(snapshot, version))
+    return generate_latest(registry) + generate_latest(http.registry)

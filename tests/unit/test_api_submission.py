@@ -1,0 +1,301 @@
+"""Turn bodies of submits into jobs, and name all that is wrong with one."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from typing import Any
+
+import pytest
+
+from penstock.api.problems import FIELD_CODES, ApiError
+from penstock.api.services import IdMaker
+from penstock.api.submission import Submission, SubmissionParser, traceparent_of
+from penstock.core.durations import format_time
+from penstock.core.ids import created_ms, home_of, parse_job_id
+from penstock.core.job import JobOptions, NewJob, TaskInfo
+from penstock.core.limits import RUN_AT_HORIZON_MS, Limits, TaskDefaults
+from penstock.core.retry import Backoff
+from penstock.core.states import Priority
+
+NOW_MS = 1_800_000_000_000
+LATER = format_time(NOW_MS + 9_000)
+
+
+def parse(text: bytes, **changes: Any) -> NewJob:
+    fields: dict[str, Any] = {
+        "now_ms": NOW_MS,
+        "limits": Limits(),
+        "defaults": TaskDefaults(),
+        "tasks": {},
+        "next_id": IdMaker(),
+        **changes,
+    }
+    return SubmissionParser().parse(text, Submission(**fields))
+
+
+def job(**body: Any) -> NewJob:
+    return parse(json.dumps({"task": "echo", **body}).encode())
+
+
+def wrong(text: bytes) -> list[tuple[str, str]]:
+    with pytest.raises(ApiError) as raised:
+        parse(text)
+    assert raised.value.kind.status == 422
+    assert all(error.code in FIELD_CODES for error in raised.value.errors)
+    return [(error.field, error.code) for error in raised.value.errors]
+
+
+def wrong_fields(**body: Any) -> list[tuple[str, str]]:
+    return wrong(json.dumps({"task": "echo", **body}).encode())
+
+
+def test_the_least() -> None:
+    made = job()
+    assert (made.task, made.type, made.queue, made.priority) == ("echo", "task", "default", Priority.NORMAL)
+    assert made.input == b"null"
+    assert made.options == JobOptions()
+    assert parse_job_id(made.id) == made.id
+    assert created_ms(made.id) == NOW_MS
+
+
+def test_everything() -> None:
+    made = job(
+        input={"a": [1]},
+        type="ai",
+        queue="q",
+        priority="critical",
+        run_at=format_time(NOW_MS + 5_000),
+        max_attempts=1_000,
+        backoff={"base": "2s", "factor": 3, "max": 60, "jitter": False},
+        timeout="PT15M",
+        expires_in="2h",
+        tags=["x", "y"],
+        metadata={"big": 123456789012345678901234567890},
+        retention=0,
+    )
+    assert made.input == b'{"a": [1]}'
+    assert (made.run_at_ms, made.delay_ms) == (NOW_MS + 5_000, None)
+    assert (made.expires_at_ms, made.expires_in_ms) == (None, 7_200_000)
+    assert made.retention_ms == 0
+    assert made.options == JobOptions(
+        max_attempts=1_000,
+        backoff=Backoff(base_ms=2_000, factor=3, max_ms=60_000, jitter=False),
+        timeout_ms=900_000,
+        tags=("x", "y"),
+        metadata={"big": 123456789012345678901234567890},
+    )
+
+
+@pytest.mark.parametrize(("given", "base_ms", "max_ms"), [(5, 5_000, 300_000), ("10m", 600_000, 600_000)])
+def test_backoff_as_a_duration(given: Any, base_ms: int, max_ms: int) -> None:
+    assert job(backoff=given).options.backoff == Backoff(base_ms=base_ms, max_ms=max_ms)
+
+
+def test_the_queue_comes_from_the_task() -> None:
+    tasks = {"echo": TaskInfo(name="echo", queue="own"), "@ai": TaskInfo(name="@ai", queue="models")}
+    assert parse(b'{"task": "echo"}', tasks=tasks).queue == "own"
+    assert parse(b'{"task": "echo", "type": "ai"}', tasks=tasks).queue == "models"
+    assert parse(b'{"task": "echo", "queue": "said"}', tasks=tasks).queue == "said"
+    assert parse(b'{"task": "other"}', tasks=tasks, defaults=TaskDefaults(queue="rest")).queue == "rest"
+
+
+@pytest.mark.parametrize(
+    ("body", "errors"),
+    [
+        ({"task": ""}, [("task", "empty")]),
+        ({"task": 7}, [("task", "wrong_type")]),
+        ({"task": None}, [("task", "wrong_type")]),
+        ({"task": "x" * 129}, [("task", "too_long")]),
+        ({"task": "a\nb"}, [("task", "bad_name")]),
+        ({"task": "a\u0000"}, [("task", "bad_name")]),
+        ({"task": "a\u2028"}, [("task", "bad_name")]),
+        ({"task": "@ai"}, [("task", "bad_name")]),
+        ({"queue": "a\tb"}, [("queue", "bad_name")]),
+        ({"queue": "x" * 129}, [("queue", "too_long")]),
+        ({"queue": "a/b"}, [("queue", "bad_name")]),
+        ({"queue": ".."}, [("queue", "bad_name")]),
+        ({"type": "taks"}, [("type", "not_allowed")]),
+        ({"priority": "urgent"}, [("priority", "not_allowed")]),
+        ({"priority": 1}, [("priority", "wrong_type")]),
+        ({"max_attempts": 0}, [("max_attempts", "out_of_range")]),
+        ({"max_attempts": -1}, [("max_attempts", "out_of_range")]),
+        ({"max_attempts": 1_001}, [("max_attempts", "out_of_range")]),
+        ({"max_attempts": 1.5}, [("max_attempts", "wrong_type")]),
+        ({"max_attempts": True}, [("max_attempts", "wrong_type")]),
+        ({"max_attempts": 10**30}, [("max_attempts", "out_of_range")]),
+        ({"delay": -1}, [("delay", "out_of_range")]),
+        ({"delay": "soon"}, [("delay", "bad_duration")]),
+        ({"delay": True}, [("delay", "wrong_type")]),
+        ({"delay": 1e15}, [("delay", "out_of_range")]),
+        ({"timeout": 0}, [("timeout", "out_of_range")]),
+        ({"timeout": "40d"}, [("timeout", "out_of_range")]),
+        ({"retention": -1}, [("retention", "out_of_range")]),
+        ({"run_at": "2001-01-01T00:00:00Z"}, [("run_at", "in_past")]),
+        ({"run_at": "9999-12-31T23:59:59Z"}, [("run_at", "out_of_range")]),
+        ({"run_at": "9999-12-31T23:59:59-23:00"}, [("run_at", "out_of_range")]),
+        ({"run_at": "2030-01-01T00:00:00"}, [("run_at", "bad_time")]),
+        ({"run_at": "2030-02-30T00:00:00Z"}, [("run_at", "bad_time")]),
+        ({"run_at": 1_900_000_000}, [("run_at", "wrong_type")]),
+        ({"expires_at": "2001-01-01T00:00:00Z"}, [("expires_at", "in_past")]),
+        ({"expires_in": 0}, [("expires_in", "out_of_range")]),
+        ({"run_at": format_time(NOW_MS + 1_000), "delay": 1}, [("delay", "conflict")]),
+        ({"expires_at": format_time(NOW_MS + 1_000), "expires_in": 1}, [("expires_in", "conflict")]),
+        ({"delay": 10, "expires_in": 5}, [("expires_in", "conflict")]),
+        ({"run_at": LATER, "expires_at": LATER}, [("expires_at", "conflict")]),
+        ({"backoff": {"bases": 1}}, [("backoff.bases", "unknown_field")]),
+        ({"backoff": {"base": 10, "max": 5}}, [("backoff.max", "conflict")]),
+        ({"backoff": {"factor": 0.5}}, [("backoff.factor", "out_of_range")]),
+        ({"backoff": "x"}, [("backoff", "bad_duration")]),
+        ({"backoff": []}, [("backoff", "wrong_type")]),
+        ({"tags": "a"}, [("tags", "wrong_type")]),
+        ({"tags": ["a", 1]}, [("tags.1", "wrong_type")]),
+        ({"tags": ["ok", "x" * 129]}, [("tags.1", "too_long")]),
+        ({"tags": ["a"] * 33}, [("tags", "too_long")]),
+        ({"metadata": []}, [("metadata", "wrong_type")]),
+        ({"metadata": {"x": "y" * 17_000}}, [("metadata", "too_large")]),
+    ],
+)
+def test_wrong_values(body: dict[str, Any], errors: list[tuple[str, str]]) -> None:
+    assert wrong_fields(**body) == errors
+
+
+def test_all_wrong_fields_at_once() -> None:
+    found = wrong_fields(task="", queue="\n", max_attempts=0, delay="x", tags=[1], surprise=1, priority="urgent")
+    assert {field for field, _ in found} == {
+        "task",
+        "queue",
+        "max_attempts",
+        "delay",
+        "tags.0",
+        "surprise",
+        "priority",
+    }
+
+
+@pytest.mark.parametrize("offset_ms", [-59_999, 0, 60_000, RUN_AT_HORIZON_MS - 1])
+def test_run_at_within_bounds(offset_ms: int) -> None:
+    assert job(run_at=format_time(NOW_MS + offset_ms)).run_at_ms == NOW_MS + offset_ms
+    assert job(run_at=format_time(NOW_MS).replace("Z", "+00:00")).run_at_ms == NOW_MS
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        *((name, "'input'") for name in ("args", "kwargs", "payload", "data", "params", "body")),
+        ("countdown", "'delay'"),
+        ("delay_seconds", "'delay'"),
+        ("eta", "'run_at'"),
+        ("max_retries", "'max_attempts'"),
+        ("ttl", "'expires_in'"),
+        ("result_ttl", "'retention'"),
+        ("priorty", "'priority'"),
+    ],
+)
+def test_unknown_fields_name_the_right_one(name: str, right: str) -> None:
+    with pytest.raises(ApiError) as raised:
+        job(**{name: 1})
+    (error,) = raised.value.errors
+    assert (error.field, error.code) == (name, "unknown_field")
+    assert right in error.detail
+
+
+@pytest.mark.parametrize("name", ["unique_key", "unique", "idempotency_key", "webhook"])
+def test_fields_of_later_releases_are_not_ignored(name: str) -> None:
+    assert wrong_fields(**{name: "x"}) == [(name, "not_supported")]
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_has_not(word: str) -> None:
+    assert wrong(b'{"task": "a", "input": {"x": [1, %s]}}' % word.encode()) == [("input.x.1", "not_finite")]
+    assert wrong(b'{"task": "a", "delay": %s}' % word.encode()) == [("delay", "not_finite")]
+    assert job(input=word).input == f'"{word}"'.encode()
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e309", "9" * 400 + ".5", "9" * 5_000])
+def test_numbers_that_no_worker_could_read(number: str) -> None:
+    ((field, code),) = wrong(b'{"task": "a", "input": [%s]}' % number.encode())
+    assert field.startswith("input")
+    assert code == "out_of_range"
+
+
+def test_nesting() -> None:
+    """The body itself is the first level."""
+    assert parse(b'{"task": "a", "input": ' + b"[" * 99 + b"]" * 99 + b"}").input == b"[" * 99 + b"]" * 99
+    for depth in (100, 5_000, 200_000):
+        assert wrong(b'{"task": "a", "input": ' + b"[" * depth + b"]" * depth + b"}") == [("input", "too_deep")]
+    objects = b'{"k": ' * 100 + b"1" + b"}" * 100
+    assert wrong(b'{"input": 1, "metadata": ' + objects + b', "task": "a"}') == [("metadata", "too_deep")]
+    assert len(job(input=[[]] * 1_000).input) > 1_000
+    assert job(input="[" * 500).input == b'"' + b"[" * 500 + b'"'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b" ",
+        b"{",
+        b"nope",
+        b"\xff",
+        b"\xef\xbb\xbf{}",
+        b'{"task": "\xff"}',
+        b'{"task": "a", "input": "\xff"}',
+        b'{"task": "a", "input": "\\ud800"}',
+        b'{"task": "a", "input": 01}',
+        b'{"task": "a"} 1',
+        b'{"task": "a",}',
+    ],
+)
+def test_not_json(text: bytes) -> None:
+    with pytest.raises(ApiError) as raised:
+        parse(text)
+    assert raised.value.kind.code == "not_json"
+
+
+@pytest.mark.parametrize("text", [b"[]", b"1", b'"task"', b"null"])
+def test_not_an_object(text: bytes) -> None:
+    assert wrong(text) == [("", "wrong_type")]
+
+
+def test_input_size_counts_its_text_only() -> None:
+    limits = Limits(payload_bytes=10)
+    assert parse(b'{"task": "aaaaaaaaaaaaaaaaaaaa", "input": "12345678"}', limits=limits).input == b'"12345678"'
+    with pytest.raises(ApiError) as raised:
+        parse(b'{"task": "a", "input": "123456789"}', limits=limits)
+    assert (raised.value.kind.status, raised.value.errors[0].field) == (413, "input")
+
+
+def test_a_repeated_member_counts_as_its_last() -> None:
+    assert parse(b'{"task": "a", "task": "b"}').task == "b"
+
+
+@pytest.mark.parametrize(
+    ("header", "taken"),
+    [
+        (b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", True),
+        (b"00-00000000000000000000000000000000-b7ad6b7169203331-01", False),
+        (b"nonsense\xff", False),
+        (None, False),
+    ],
+)
+def test_traceparent(header: bytes | None, taken: bool) -> None:
+    found = traceparent_of(header)
+    assert (found is not None) is taken
+    assert parse(b'{"task": "a"}', traceparent=found).options.traceparent == found
+
+
+def test_ids_spread_over_homes_and_differ() -> None:
+    asked = itertools.count()
+
+    def random_bytes(count: int) -> bytes:
+        next(asked)
+        return os.urandom(count)
+
+    maker = IdMaker(random_bytes)
+    ids = [maker(NOW_MS) for _ in range(10_000)]
+    assert len(set(ids)) == 10_000
+    assert all(parse_job_id(job_id) for job_id in ids)
+    assert len({home_of(job_id) for job_id in ids}) > 3_500
+    assert next(asked) < 30
