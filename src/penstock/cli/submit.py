@@ -1,0 +1,174 @@
+"""Submit a job, or many."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import msgspec
+import typer
+
+from penstock.cli.exits import CommandFailed, Exit
+from penstock.cli.flags import JsonFlag, new_app, open_client, with_settings
+from penstock.cli.output import print_json, print_line, progress
+from penstock.cli.waiting import seconds_of, wait_for_job, wait_for_many
+from penstock.config import Settings
+
+app = new_app()
+
+#: Fields that a submit takes as text; each is a flag.
+_FIELDS = ("type", "queue", "priority", "delay", "run_at", "timeout", "expires_in")
+
+
+@app.command()
+@with_settings("client")
+def submit(
+    task: Annotated[
+        str | None, typer.Argument(metavar="TASK", help="Name of the task; with --ndjson it may be left out.")
+    ] = None,
+    input: Annotated[  # noqa: A002 - the field's name
+        str | None,
+        typer.Argument(metavar="INPUT", help="JSON; '@FILE' reads it from a file, '-' from stdin. [default: null]"),
+    ] = None,
+    *,
+    text: Annotated[bool, typer.Option("--text", help="Take INPUT as text instead of JSON.")] = False,
+    type: Annotated[str | None, typer.Option(help="Family of task: 'task' or 'ai'.")] = None,  # noqa: A002
+    queue: Annotated[str | None, typer.Option(help="Queue to wait in.")] = None,
+    priority: Annotated[str | None, typer.Option(help="critical, high, normal or low.")] = None,
+    delay: Annotated[str | None, typer.Option(help="Seconds, or '90s', '15m', '2h': do not start earlier.")] = None,
+    run_at: Annotated[str | None, typer.Option(help="RFC 3339 time: do not start earlier.")] = None,
+    max_attempts: Annotated[int | None, typer.Option(help="Tries, the first included.")] = None,
+    timeout: Annotated[str | None, typer.Option(help="Longest time of one attempt.")] = None,
+    expires_in: Annotated[str | None, typer.Option(help="Give up if not started by then.")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Name to find the job by; may be given often.")
+    ] = None,
+    wait: Annotated[str | None, typer.Option(help="Wait so long for the result: seconds, or '5m'.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Submit so many alike.")] = 1,
+    ndjson: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="One job a line ('-': stdin): an input if TASK is given, else a whole job."),
+    ] = None,
+    as_json: JsonFlag = False,
+    settings: Settings,
+) -> int:
+    """Submit a job and show its id, or with --wait its result.
+
+    With --count or --ndjson many go in batches; --json then prints one line a job. Exits 1 when a job that was waited
+    for did not complete, or when a job was refused.
+    """
+    values = {"type": type, "queue": queue, "priority": priority, "delay": delay, "run_at": run_at}
+    values |= {"timeout": timeout, "expires_in": expires_in}
+    options: dict[str, Any] = {name: value for name in _FIELDS if (value := values[name]) is not None}
+    if max_attempts is not None:
+        options["max_attempts"] = max_attempts
+    if tag:
+        options["tags"] = tag
+    wait_seconds = seconds_of("--wait", wait)
+    if ndjson is not None:
+        if input is not None:
+            raise CommandFailed("--ndjson brings the inputs; leave INPUT out", Exit.USAGE, field="input")
+        with _open(ndjson, "--ndjson") as stream:
+            return _submit_many(settings, _items(stream, task), options, wait_seconds, as_json=as_json, total=None)
+    if task is None:
+        raise CommandFailed("name the TASK to submit, or give jobs with --ndjson", Exit.USAGE, field="task")
+    value = _read_input(input, as_text=text)
+    if count > 1:
+        items = itertools.repeat((task, value), count)
+        return _submit_many(settings, items, options, wait_seconds, as_json=as_json, total=count)
+    with open_client(settings) as client:
+        job = client.submit(task, value, **options)
+    if wait_seconds is not None:
+        return wait_for_job(settings, job.id, wait_seconds, as_json=as_json)
+    if as_json:
+        print_json(job)
+    else:
+        print_line(f"{job.id} {job.status}")
+    return Exit.OK
+
+
+def _submit_many(
+    settings: Settings,
+    items: Iterator[Any],
+    options: dict[str, Any],
+    wait_seconds: float | None,
+    *,
+    as_json: bool,
+    total: int | None,
+) -> int:
+    accepted: list[str] = []
+    refused = 0
+    with open_client(settings) as client, progress("submitting", total) as advance:
+        for submission in client.submit_many(items, **options):
+            advance(1)
+            if submission.id is not None:
+                accepted.append(submission.id)
+            else:
+                refused += 1
+                print(f"penstock: job {submission.index + 1}: {submission.error}", file=sys.stderr)
+            if as_json and (wait_seconds is None or submission.id is None):
+                print_json(submission)
+    if not as_json:
+        print_line(f"submitted {len(accepted):,} jobs" + (f", {refused:,} were refused" if refused else ""))
+    if wait_seconds is None:
+        return Exit.FAILED if refused else Exit.OK
+    code = wait_for_many(settings, accepted, wait_seconds, as_json=as_json)
+    return code if code != Exit.OK or not refused else Exit.FAILED
+
+
+def _items(stream: IO[bytes], task: str | None) -> Iterator[Any]:
+    """Yield the jobs of NDJSON lines; empty lines are skipped."""
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            value = msgspec.json.decode(line)
+        except msgspec.DecodeError as error:
+            raise CommandFailed(f"--ndjson, line {number}: not JSON: {error}", Exit.USAGE, field="ndjson") from error
+        if task is not None:
+            yield (task, value)
+        elif isinstance(value, dict):
+            yield value
+        else:
+            raise CommandFailed(
+                f'--ndjson, line {number}: not a job, such as {{"task": "echo"}}; name TASK if the lines are inputs',
+                Exit.USAGE,
+                field="ndjson",
+            )
+
+
+def _read_input(given: str | None, *, as_text: bool) -> Any:
+    """Return the input's value. Raises CommandFailed."""
+    if given is None:
+        return None
+    content: bytes | str = given
+    if given == "-" or given.startswith("@"):
+        with _open(given.removeprefix("@"), "INPUT") as stream:
+            content = stream.read()
+    try:
+        if as_text:
+            return content.decode() if isinstance(content, bytes) else content
+        return msgspec.json.decode(content)
+    except UnicodeDecodeError as error:
+        raise CommandFailed(f"INPUT: {given} is not UTF-8 text", Exit.USAGE, field="input") from error
+    except msgspec.DecodeError as error:
+        raise CommandFailed(
+            f"INPUT: not JSON ({error}); add --text to send it as text", Exit.USAGE, field="input"
+        ) from error
+
+
+@contextlib.contextmanager
+def _open(name: str, what: str) -> Iterator[IO[bytes]]:
+    if name == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        stream = Path(name).open("rb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise CommandFailed(f"{what}: cannot read {name}: {error.strerror}", Exit.USAGE, field=what) from error
+    with stream:
+        yield stream

@@ -1,0 +1,149 @@
+"""Talk to a Penstock server from async code."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from penstock.client.core import Answer, Call, Flow, JobItem, NoAnswer, chunks
+from penstock.client.job import Deleted, Job, JobPage, Queue, Redriven, Submission
+from penstock.client.transport import answer_of, make_core, no_answer_of, request_options, transport_options
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """Do what ``Client`` does, for async code; use it on one event loop."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        retries: int = 3,
+        timeout: float = 30.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._core = make_core(url, api_key, retries=retries, timeout_seconds=timeout)
+        self._http = httpx.AsyncClient(transport=transport, **transport_options(self._core))
+
+    @property
+    def url(self) -> str:
+        return self._core.url
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def submit(self, task: str, input: Any = None, **options: Any) -> Job:  # noqa: A002 - the field's name
+        """Submit one job; see ``Client.submit``."""
+        return await self._run(self._core.submit(task, input, options))
+
+    async def submit_many(self, items: Iterable[JobItem], **options: Any) -> AsyncIterator[Submission]:
+        """Submit many jobs in batches and yield what became of each, in order; see ``Client.submit_many``."""
+        for index, chunk in chunks(items, options):
+            for submission in await self._run(self._core.submit_chunk(index, chunk)):
+                yield submission
+
+    async def get(self, job_id: str) -> Job:
+        """Fetch a job. Raises JobNotFound."""
+        return await self._run(self._core.get(job_id))
+
+    async def wait(self, job_id: str, timeout: float | None = None) -> Job:
+        """Wait until a job is final and return it. Raises WaitTimeout after ``timeout`` seconds."""
+        return await self._run(self._core.wait(job_id, timeout=timeout))
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a job; see ``Client.cancel``."""
+        return await self._run(self._core.cancel(job_id))
+
+    async def retry(self, job_id: str) -> Job:
+        """Queue a failed job again, or start a scheduled or retrying one now; see ``Client.retry``."""
+        return await self._run(self._core.retry(job_id))
+
+    async def delete(self, job_id: str) -> None:
+        """Delete a final job; see ``Client.delete``."""
+        await self._run(self._core.delete(job_id))
+
+    async def list_jobs(self, *, limit: int = 50, cursor: str | None = None, **filters: Any) -> JobPage:
+        """Fetch one page of jobs; see ``Client.list_jobs``."""
+        return await self._run(self._core.list_jobs(filters, limit=limit, cursor=cursor))
+
+    async def iter_jobs(self, **filters: Any) -> AsyncIterator[Job]:
+        """Yield every job that ``list_jobs`` would page through."""
+        cursor: str | None = None
+        while True:
+            page = await self.list_jobs(limit=100, cursor=cursor, **filters)
+            for job in page.items:
+                yield job
+            if (cursor := page.next) is None:
+                return
+
+    async def queues(self) -> list[Queue]:
+        """Fetch what every queue holds."""
+        return await self._run(self._core.queues())
+
+    async def dead_letters(self, *, queue: str | None = None, limit: int = 50, cursor: str | None = None) -> JobPage:
+        """Fetch one page of the failed jobs."""
+        return await self._run(self._core.dead_letters(queue=queue, limit=limit, cursor=cursor))
+
+    async def redrive(
+        self,
+        ids: Sequence[str] = (),
+        *,
+        queue: str | None = None,
+        task: str | None = None,
+        tag: str | None = None,
+        all: bool = False,  # noqa: A002 - the field's name
+    ) -> Redriven:
+        """Queue failed jobs again: by ids, by queue, task and tag, or with ``all``."""
+        choice = {"ids": list(ids), "queue": queue, "task": task, "tag": tag, "all": all}
+        return await self._run(self._core.redrive(choice))
+
+    async def delete_dead_letters(
+        self,
+        ids: Sequence[str] = (),
+        *,
+        queue: str | None = None,
+        task: str | None = None,
+        tag: str | None = None,
+        all: bool = False,  # noqa: A002 - the field's name
+    ) -> Deleted:
+        """Delete failed jobs: by ids, by queue, task and tag, or with ``all``."""
+        choice = {"ids": list(ids), "queue": queue, "task": task, "tag": tag, "all": all}
+        return await self._run(self._core.delete_dead_letters(choice))
+
+    async def health(self) -> dict[str, Any]:
+        """Fetch what the server says about itself; see ``Client.health``."""
+        return await self._run(self._core.health())
+
+    async def _run(self, flow: Flow[T]) -> T:
+        answer: Answer | NoAnswer | None = None
+        while True:
+            try:
+                step = flow.send(answer)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            if isinstance(step, Call):
+                answer = await self._send(step)
+            else:
+                await asyncio.sleep(step.seconds)
+                answer = None
+
+    async def _send(self, call: Call) -> Answer | NoAnswer:
+        try:
+            return answer_of(await self._http.request(**request_options(call)))
+        except httpx.TransportError as error:
+            return no_answer_of(error)

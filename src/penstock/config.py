@@ -1,0 +1,497 @@
+"""Read the environment and the secret files, once, and fill the options of every part.
+
+``Settings`` is the one table: each field carries its variable, flag, parser and help. The flags of ``up``, ``api`` and
+``worker`` and the page ``docs/reference/settings.md`` are made from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from penstock.core.durations import parse_duration_ms
+from penstock.core.errors import ConfigError
+from penstock.core.limits import KIB, MIB, Limits, TaskDefaults
+
+if TYPE_CHECKING:
+    from penstock.api.options import ApiOptions
+    from penstock.handlers.ai.settings import AISettings
+    from penstock.store import StoreOptions
+    from penstock.worker.options import WorkerOptions
+
+PREFIX = "PENSTOCK_"
+_LIMITS = Limits()
+_MAX_FILE_BYTES = 64 * KIB
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Describe one setting; ``parts`` names the sections it belongs to, ``shown`` its default as people read it."""
+
+    name: str = ""
+    env: str
+    help: str
+    parse: Callable[[str], Any]
+    parts: tuple[str, ...]
+    flag: str
+    shown: str
+    secret: bool = False
+    is_switch: bool = False
+
+    @property
+    def env_file(self) -> str:
+        """Return the variable that names a file with the value; only for secrets."""
+        return f"{self.env}_FILE"
+
+
+def _setting(
+    env: str,
+    default: Any,
+    parse: Callable[[str], Any],
+    text: str,
+    *parts: str,
+    shown: str | None = None,
+    secret: bool = False,
+    is_switch: bool = False,
+) -> Any:
+    flag = "--" + env.removeprefix(PREFIX).lower().replace("_", "-")
+    shown = shown if shown is not None else ("" if default is None else str(default))
+    setting = Setting(
+        env=env, help=text, parse=parse, parts=parts, flag=flag, shown=shown, secret=secret, is_switch=is_switch
+    )
+    return dataclasses.field(default=default, metadata={"setting": setting})
+
+
+def _text(value: str) -> str:
+    if not value or not value.isprintable():
+        raise ValueError("must be text without control characters")
+    return value
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not re.fullmatch(r"-?\d{1,12}", value) or not low <= int(value) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(value)
+
+    return parse
+
+
+def _choice(*names: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value.lower() not in names:
+            raise ValueError(f"must be one of {', '.join(names)}")
+        return value.lower()
+
+    return parse
+
+
+def _boolean(value: str) -> bool:
+    if value.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if value.lower() in {"0", "false", "no", "off", ""}:
+        return False
+    raise ValueError("must be true or false")
+
+
+def _names(value: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in re.split(r"[,\n]", value) if name.strip()))
+    if not names or not all(name.isprintable() and len(name) <= 128 for name in names):
+        raise ValueError("must be one or more names of at most 128 characters, with commas between them")
+    return names
+
+
+def _keys(value: str) -> tuple[str, ...]:
+    keys = tuple(dict.fromkeys(key.strip() for key in re.split(r"[,\n]", value) if key.strip()))
+    if not keys:
+        raise ValueError("holds no key; give one or more, with commas or line ends between them")
+    if not all(len(key) >= 16 and key.isascii() and key.isprintable() and " " not in key for key in keys):
+        raise ValueError("each key needs 16 or more printable ASCII characters without spaces")
+    return keys
+
+
+def _namespace(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
+        raise ValueError("must be 1 to 64 of letters, digits, '.', '_' and '-'")
+    return value
+
+
+def _power_of_two(value: str) -> int:
+    number = _integer(1, 4096)(value)
+    if number & (number - 1):
+        raise ValueError("must be a power of two from 1 to 4096")
+    return number
+
+
+def _duration(low_ms: int, high_ms: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        milliseconds = parse_duration_ms(value)
+        if not low_ms <= milliseconds <= high_ms:
+            raise ValueError(f"must be from {low_ms / 1000:g} to {high_ms / 1000:g} seconds")
+        return milliseconds
+
+    return parse
+
+
+def _size(value: str) -> int:
+    match = re.fullmatch(r"(\d{1,12})\s*(|b|kib|kb|mib|mb)", value.strip().lower())
+    if not match or not int(match[1]):
+        raise ValueError("must be a number of bytes, or text such as '512KiB' or '1MiB'")
+    return int(match[1]) * {"": 1, "b": 1, "kib": KIB, "kb": KIB, "mib": MIB, "mb": MIB}[match[2]]
+
+
+def _url(*schemes: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in schemes or not (parts.netloc or parts.path):
+            raise ValueError(f"must be a URL that starts with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        return value.rstrip("/")
+
+    return parse
+
+
+_DAY_S = 86_400
+_YEAR_MS = 366 * _DAY_S * 1000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Settings:
+    """Hold every setting, parsed. Times in ms, sizes in bytes; None means that it was not given."""
+
+    url: str | None = _setting(
+        "PENSTOCK_URL", None, _url("http", "https"), "Address of the server that client commands talk to.", "client",
+        shown="http://127.0.0.1:<port>",
+    )  # fmt: skip
+    api_key: str | None = _setting(
+        "PENSTOCK_API_KEY", None, _text, "Key that client commands send.", "client", secret=True
+    )
+    host: str = _setting("PENSTOCK_HOST", "127.0.0.1", _text, "Address that the API listens on.", "api")
+    port: int = _setting(
+        "PENSTOCK_PORT", 5000, _integer(0, 65_535), "Port that the API listens on; 0 takes a free one.", "api"
+    )
+    api_keys: tuple[str, ...] = _setting(
+        "PENSTOCK_API_KEYS", (), _keys, "Keys that the API accepts, with commas between them.", "api",
+        shown="none", secret=True,
+    )  # fmt: skip
+    insecure: bool = _setting(
+        "PENSTOCK_INSECURE", False, _boolean, "Serve other addresses than loopback without keys.", "api",
+        shown="false", is_switch=True,
+    )  # fmt: skip
+    allowed_hosts: tuple[str, ...] = _setting(
+        "PENSTOCK_ALLOWED_HOSTS", (), _names, "Names accepted in `Host` beside loopback names, with commas.", "api",
+        shown="loopback names; any with keys",
+    )  # fmt: skip
+    redis_url: str | None = _setting(
+        "PENSTOCK_REDIS_URL", None, _url("redis", "rediss", "unix"),
+        "Redis or Valkey server. Else `REDIS_URL`, then `REDIS_HOST` and `REDIS_PORT`, then the data folder's.",
+        "store", shown="the instance in the data folder", secret=True,
+    )  # fmt: skip
+    data_dir: Path = _setting(  # noqa: RUF009 - makes a dataclass field
+        "PENSTOCK_DATA_DIR", Path(".penstock"), lambda value: Path(_text(value)), "Folder of the embedded server.",
+        "store", shown="./.penstock",
+    )  # fmt: skip
+    namespace: str = _setting("PENSTOCK_NAMESPACE", "penstock", _namespace, "First part of every key.", "store")
+    partitions: int = _setting(
+        "PENSTOCK_PARTITIONS", 1, _power_of_two,
+        "Partitions of the data, a power of two; fixed once jobs are stored. One is right for one server.", "store",
+    )  # fmt: skip
+    queues: tuple[str, ...] = _setting(
+        "PENSTOCK_QUEUES", ("default",), _names, "Queues that the worker serves, in this order.", "worker",
+        shown="default",
+    )  # fmt: skip
+    concurrency: int = _setting(
+        "PENSTOCK_CONCURRENCY", 100, _integer(1, 10_000), "Async jobs that run at once.", "worker"
+    )
+    threads: int = _setting("PENSTOCK_THREADS", 8, _integer(1, 1_000), "Plain jobs that run at once.", "worker")
+    processes: int = _setting(
+        "PENSTOCK_PROCESSES", 0, _integer(0, 1_000), "Processes of the pool for CPU work; 0 is one a core.", "worker",
+        shown="one a core",
+    )  # fmt: skip
+    lease_ms: int = _setting(
+        "PENSTOCK_LEASE", TaskDefaults().lease_ms, _duration(2_000, 3_600_000),
+        "Time after which the jobs of a dead worker start elsewhere.", "worker", shown="15s",
+    )  # fmt: skip
+    drain_ms: int = _setting(
+        "PENSTOCK_DRAIN", 10_000, _duration(0, 3_600_000),
+        "Time that running jobs get when the worker is told to stop; then they are handed back, uncounted.", "worker",
+        shown="10s",
+    )  # fmt: skip
+    log_level: str = _setting(
+        "PENSTOCK_LOG_LEVEL",
+        "info",
+        _choice("debug", "info", "warning", "error"),
+        "Least level that is logged.",
+        "logs",
+    )
+    log_format: str = _setting(
+        "PENSTOCK_LOG_FORMAT", "auto", _choice("auto", "json", "console"),
+        "Form of the log; `auto` is for people on a terminal, else JSON lines.", "logs",
+    )  # fmt: skip
+    ai_base_url: str | None = _setting(
+        "PENSTOCK_AI_BASE_URL", None, _url("http", "https"),
+        "OpenAI-style server for jobs of type `ai`. Without it summaries are made on the machine.", "ai",
+        shown="none",
+    )  # fmt: skip
+    ai_api_key: str | None = _setting(
+        "PENSTOCK_AI_API_KEY", None, _text, "Key sent to that server.", "ai", shown="none", secret=True
+    )
+    ai_model: str | None = _setting("PENSTOCK_AI_MODEL", None, _text, "Model that is asked for.", "ai", shown="none")
+    ai_timeout_ms: int = _setting(
+        "PENSTOCK_AI_TIMEOUT", 60_000, _duration(1, 3_600_000), "Longest time of one call to that server.", "ai",
+        shown="60s",
+    )  # fmt: skip
+    payload_bytes: int = _setting(
+        "PENSTOCK_PAYLOAD_BYTES", _LIMITS.payload_bytes, _size, "Largest input of a job.", "limits", shown="1MiB"
+    )
+    result_bytes: int = _setting(
+        "PENSTOCK_RESULT_BYTES", _LIMITS.result_bytes, _size, "Largest result of a job.", "limits", shown="1MiB"
+    )
+    error_bytes: int = _setting(
+        "PENSTOCK_ERROR_BYTES", _LIMITS.error_bytes, _size, "Part of an error that is kept.", "limits", shown="16KiB"
+    )
+    batch_items: int = _setting(
+        "PENSTOCK_BATCH_ITEMS", _LIMITS.batch_items, _integer(1, 1_000_000), "Most jobs in a batch.", "limits"
+    )
+    batch_bytes: int = _setting(
+        "PENSTOCK_BATCH_BYTES", _LIMITS.batch_bytes, _size, "Largest body of a batch.", "limits", shown="64MiB"
+    )
+    wait_ms: int = _setting(
+        "PENSTOCK_MAX_WAIT", _LIMITS.wait_ms, _duration(1_000, 3_600_000), "Longest `?wait=`.", "limits", shown="60s"
+    )
+    retention_ms: int = _setting(
+        "PENSTOCK_RETENTION", _LIMITS.retention_ms, _duration(0, 10 * _YEAR_MS),
+        "Time that completed, cancelled and expired jobs are kept.", "limits", shown="24h",
+    )  # fmt: skip
+    failed_retention_ms: int = _setting(
+        "PENSTOCK_FAILED_RETENTION", _LIMITS.failed_retention_ms, _duration(0, 10 * _YEAR_MS),
+        "Time that failed jobs are kept.", "limits", shown="30d",
+    )  # fmt: skip
+    finished_jobs: int = _setting(
+        "PENSTOCK_FINISHED_JOBS", _LIMITS.finished_jobs, _integer(0, 100_000_000),
+        "Most finished jobs that are kept; the oldest go.", "limits",
+    )  # fmt: skip
+    dead_letters: int = _setting(
+        "PENSTOCK_DEAD_LETTERS", _LIMITS.dead_letters, _integer(0, 100_000_000),
+        "Most failed jobs that are kept of a queue; the oldest go.", "limits",
+    )  # fmt: skip
+    max_lost: int = _setting(
+        "PENSTOCK_MAX_LOST", _LIMITS.max_lost, _integer(1, 100), "Lost workers after which a job is poisoned.", "limits"
+    )
+    unknown_task_ms: int = _setting(
+        "PENSTOCK_UNKNOWN_TASK_AFTER", _LIMITS.unknown_task_ms, _duration(1_000, _YEAR_MS),
+        "Time after which a job fails that no worker knows the task of.", "limits", shown="24h",
+    )  # fmt: skip
+
+    def __repr__(self) -> str:
+        """Show every setting, secrets masked."""
+        values = ((setting, getattr(self, setting.name)) for setting in SETTINGS)
+        shown = (f"{setting.name}={mask(value) if setting.secret else repr(value)}" for setting, value in values)
+        return f"Settings({', '.join(shown)})"
+
+    @property
+    def server_url(self) -> str:
+        """Return the address that client commands talk to."""
+        return self.url or f"http://127.0.0.1:{self.port or 5000}"
+
+    @property
+    def log_json(self) -> bool | None:
+        """Return the form of the log as ``configure_logging`` takes it."""
+        return None if self.log_format == "auto" else self.log_format == "json"
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})
+
+    def store_options(self, redis_url: str) -> StoreOptions:
+        """Return the store's options; ``redis_url`` is ours or that of a running instance."""
+        from penstock.store import StoreOptions
+
+        return StoreOptions(
+            redis_url=redis_url, namespace=self.namespace, partitions=self.partitions, limits=self.limits
+        )
+
+    def api_options(self) -> ApiOptions:
+        """Return the API's options. Raises ConfigError."""
+        from penstock.api.options import ApiOptions
+
+        return ApiOptions(
+            host=self.host,
+            port=self.port,
+            api_keys=self.api_keys,
+            insecure=self.insecure,
+            allowed_hosts=self.allowed_hosts,
+            limits=self.limits,
+            drain_ms=self.drain_ms,
+        )
+
+    def worker_options(self, modules: tuple[str, ...]) -> WorkerOptions:
+        """Return the options of a worker that runs the tasks of ``modules``. Raises ConfigError."""
+        from penstock.worker.options import WorkerOptions
+
+        return WorkerOptions(
+            queues=self.queues,
+            modules=modules,
+            concurrency=self.concurrency,
+            threads=self.threads,
+            processes=self.processes,
+            lease_ms=self.lease_ms,
+            drain_ms=self.drain_ms,
+            ai=self.ai_settings(),
+            limits=self.limits,
+            log_json=self.log_json,
+            log_level=self.log_level,
+        )
+
+    def ai_settings(self) -> AISettings:
+        """Return where AI jobs run. Raises ConfigError."""
+        from penstock.handlers.ai.settings import AISettings
+
+        try:
+            return AISettings(
+                base_url=self.ai_base_url, api_key=self.ai_api_key, model=self.ai_model, timeout_ms=self.ai_timeout_ms
+            )
+        except ValueError as error:
+            key = next((setting.env for setting in SETTINGS if setting.env in str(error)), "PENSTOCK_AI_BASE_URL")
+            raise ConfigError(key, str(error).removeprefix(key).strip()) from error
+
+
+def _table() -> tuple[Setting, ...]:
+    return tuple(
+        dataclasses.replace(field.metadata["setting"], name=field.name) for field in dataclasses.fields(Settings)
+    )
+
+
+#: Every setting, in the order of the docs.
+SETTINGS: tuple[Setting, ...] = _table()
+
+#: Not a setting: how ``penstock up`` hands its children the pipe that tells of its end (``penstock.embedded``).
+_PARENT_FD = "PENSTOCK_PARENT_FD"
+
+
+def mask(value: Any) -> str:
+    """Return what may be shown of a secret: whether it is set, and of an address all but its password."""
+    if not value:
+        return repr(value)
+    if isinstance(value, str) and "://" in value:
+        parts = urlsplit(value)
+        if parts.password is None and not parts.query:
+            return repr(value)
+        user, at, host = parts.netloc.rpartition("@")
+        netloc = f"{user.partition(':')[0]}:***{at}{host}" if at and ":" in user else parts.netloc
+        return repr(urlunsplit(parts._replace(netloc=netloc, query="***" if parts.query else "")))
+    return "'***'"
+
+
+def load(*, environ: Mapping[str, str] | None = None, flags: Mapping[str, str | None] | None = None) -> Settings:
+    """Read every setting: a flag (by field name) wins over its variable, which wins over the default.
+
+    An empty variable counts as not set, as in a Compose file.
+
+    Raises:
+        ConfigError: a variable is unknown or a value wrong; it names the flag or variable.
+    """
+    given = os.environ if environ is None else environ
+    _refuse_unknown(given)
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        flag = (flags or {}).get(setting.name)
+        key, text = (setting.flag, flag) if flag is not None else _read(setting, given)
+        if text is not None:
+            values[setting.name] = _parse(setting, key, text)
+    if "redis_url" not in values and (found := _conventional_redis_url(given)) is not None:
+        values["redis_url"] = found
+    return Settings(**values)
+
+
+def load_client(*, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read only what a client needs, in a program that may have other settings wrong or unknown. Raises ConfigError."""
+    given = os.environ if environ is None else environ
+    values = {}
+    for setting in SETTINGS:
+        if "client" in setting.parts or setting.name == "port":
+            key, text = _read(setting, given)
+            if text is not None:
+                values[setting.name] = _parse(setting, key, text)
+    return Settings(**values)
+
+
+def environ_for_children(flags: Mapping[str, str | None]) -> dict[str, str]:
+    """Return this process's environment with the flags written into it as their variables."""
+    environ = {name: value for name, value in os.environ.items() if name != _PARENT_FD}
+    for setting in SETTINGS:
+        value = flags.get(setting.name)
+        if value is not None:
+            environ.pop(setting.env_file, None)
+            environ[setting.env] = value
+    return environ
+
+
+def take_parent_descriptor() -> int | None:
+    """Return the descriptor that a supervisor left us, once; processes that we start do not see it."""
+    text = os.environ.pop(_PARENT_FD, "")
+    return int(text) if text.isdigit() else None
+
+
+def _refuse_unknown(environ: Mapping[str, str]) -> None:
+    known = {setting.env for setting in SETTINGS}
+    known |= {setting.env_file for setting in SETTINGS if setting.secret}
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known and name != _PARENT_FD:
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            raise ConfigError(name, "is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def _read(setting: Setting, environ: Mapping[str, str]) -> tuple[str, str | None]:
+    """Return the variable that was used and its text, None when neither it nor its file is given."""
+    text = environ.get(setting.env) or None
+    path = environ.get(setting.env_file) or None if setting.secret else None
+    if path is None:
+        return setting.env, text
+    if text is not None:
+        raise ConfigError(setting.env_file, f"{setting.env} is set too; give one of the two")
+    try:
+        with Path(path).open("rb") as stream:
+            content = stream.read(_MAX_FILE_BYTES + 1)
+        if len(content) > _MAX_FILE_BYTES:
+            raise ConfigError(setting.env_file, f"{path} is larger than {_MAX_FILE_BYTES} bytes")
+        return setting.env_file, content.decode().strip()
+    except OSError as error:
+        raise ConfigError(setting.env_file, f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(setting.env_file, f"{path} is not UTF-8 text") from error
+
+
+def _parse(setting: Setting, key: str, text: str) -> Any:
+    try:
+        return setting.parse(text.strip())
+    except ValueError as error:
+        shown = "" if setting.secret or len(text) > 100 else f", not {text!r}"
+        raise ConfigError(key, f"{error}{shown}") from None
+
+
+def _conventional_redis_url(environ: Mapping[str, str]) -> str | None:
+    """Return the address from the variables that other programs use too."""
+    if url := environ.get("REDIS_URL"):
+        return str(_parse(_by_name("redis_url"), "REDIS_URL", url))
+    host, port = environ.get("REDIS_HOST"), environ.get("REDIS_PORT")
+    if not host and not port:
+        return None
+    try:
+        number = _integer(1, 65_535)(port or "6379")
+    except ValueError as error:
+        # Kubernetes sets REDIS_PORT=tcp://… for a service named "redis"; that is nobody's setting.
+        if not host or str(port).startswith("tcp://"):
+            return f"redis://{host}:6379" if host else None
+        raise ConfigError("REDIS_PORT", f"{error}, not {port!r}") from None
+    host = host or "127.0.0.1"
+    return f"redis://[{host}]:{number}" if ":" in host else f"redis://{quote(host)}:{number}"
+
+
+def _by_name(name: str) -> Setting:
+    return next(setting for setting in SETTINGS if setting.name == name)

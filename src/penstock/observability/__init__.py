@@ -1,0 +1,1 @@
+"""Say what happens: logs and metrics."""

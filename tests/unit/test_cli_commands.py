@@ -1,0 +1,440 @@
+"""Check what commands print, and with which code they end, against a server that answers as told."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from penstock import __version__
+from penstock.cli import main
+from penstock.cli.app import COMMANDS, load_command, run
+from penstock.cli.exits import Exit
+from penstock.cli.reference import cli_page, settings_page
+from penstock.config import SETTINGS
+
+JOB_ID = "01a20ab1-68ea-7033-afc6-5f4dab454df9"
+REPOSITORY = Path(__file__).parents[2]
+
+
+class FakeServer(http.server.ThreadingHTTPServer):
+    """Answer (method, path) as told; keep what came."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answers: dict[tuple[str, str], list[tuple[int, Any]]] = {}
+        self.seen: list[tuple[str, str, Any]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def answer(self, method: str, path: str, value: Any, status: int = 200) -> None:
+        """Queue an answer; the last one of a path stays."""
+        self.answers.setdefault((method, path), []).append((status, value))
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FakeServer
+
+    def _do(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        path = urlsplit(self.path).path
+        value: Any = json.loads(body) if body else None
+        self.server.seen.append((self.command, self.path, value))
+        queued = self.server.answers.get((self.command, path))
+        if path == "/jobs/batch" and queued is None:
+            items: list[dict[str, Any]] = [
+                {"index": index, "id": JOB_ID, "status": "queued"}
+                if item["input"] != "bad"
+                else {"index": index, "error": {"code": "invalid_request", "status": 422, "detail": "input: is bad"}}
+                for index, item in enumerate(value)
+            ]
+            queued = [(200, {"items": items})]
+        problem = {"status": 404, "code": "job_not_found", "detail": "no such job"}
+        status, answer = (404, problem) if not queued else queued.pop(0) if len(queued) > 1 else queued[0]
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_DELETE = _do  # noqa: N815 - the framework's names
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeServer]:
+    for setting in SETTINGS:
+        monkeypatch.delenv(setting.env, raising=False)
+    monkeypatch.chdir(tmp_path)
+    fake = FakeServer()
+    monkeypatch.setenv("PENSTOCK_URL", fake.url)
+    thread = threading.Thread(target=fake.serve_forever, args=(0.01,))
+    thread.start()
+    yield fake
+    fake.shutdown()
+    thread.join()
+    fake.server_close()
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = run(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def job(status: str, **fields: Any) -> dict[str, Any]:
+    return {"id": JOB_ID, "status": status, "task": "echo", "queue": "default", "priority": "normal"} | fields
+
+
+FAILED = job("failed", attempt=3, reason="exhausted", error={"type": "OSError", "message": "no\x1b[31m disk"})
+
+
+def test_submit_builds_the_request_from_its_flags(server: FakeServer, command: Command) -> None:
+    server.answer("POST", "/submit", job("queued"), 202)
+    flags = ["--type", "ai", "--queue", "q", "--priority", "high", "--delay", "5s", "--max-attempts", "2"]
+    flags += ["--timeout", "9s", "--tag", "a", "--tag", "b", "--expires-in", "1h"]
+    assert command("submit", "summarize", '{"text": "x"}', *flags) == (0, f"{JOB_ID} queued\n", "")
+    body: dict[str, Any] = {"task": "summarize", "input": {"text": "x"}, "type": "ai", "queue": "q", "priority": "high"}
+    body |= {"delay": "5s", "max_attempts": 2, "timeout": "9s", "tags": ["a", "b"], "expires_in": "1h"}
+    assert server.seen == [("POST", "/submit", body)]
+
+
+def test_input_comes_from_files_stdin_or_text(
+    server: FakeServer, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.answer("POST", "/submit", job("queued"), 202)
+    (tmp_path / "in.json").write_text('{"a": [1]}')
+    with (tmp_path / "in.json").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert command("submit", "echo", "-")[0] == 0
+    command("submit", "echo", "@in.json")
+    command("submit", "echo", "@in.json", "--text")
+    command("submit", "echo", "plain words", "--text")
+    command("submit", "echo")
+    inputs = [body["input"] for _, _, body in server.seen]
+    assert inputs == [{"a": [1]}, {"a": [1]}, '{"a": [1]}', "plain words", None]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["submit", "echo", "words"], "add --text"),
+        (["submit", "echo", "@none.json"], "cannot read none.json"),
+        (["submit"], "name the TASK"),
+        (["submit", "echo", "--count", "0"], "--count"),
+        (["submit", "echo", "--wait", "soon"], "--wait: expected seconds"),
+        (["submit", "--ndjson", "none"], "cannot read none"),
+        (["submit", "echo", "1", "--ndjson", "x"], "leave INPUT out"),
+        (["submit", "echo", "--bogus"], "--bogus"),
+        (["status"], "ID"),
+        (["nonsense"], "nonsense"),
+        (["dead-letter", "redrive"], "--all"),
+        (["api", "--port", "x"], "--port: must be a whole number"),
+        (["worker", "--lease", "x"], "--lease: expected seconds"),
+        (["doctor"], "--redis-url"),
+        (["api", "--host", "0.0.0.0", "--redis-url", "redis://127.0.0.1:1"], "PENSTOCK_API_KEYS"),
+        (["up", "--host", "0.0.0.0"], "--insecure"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_names_it(
+    server: FakeServer, command: Command, arguments: list[str], words: str
+) -> None:
+    code, out, err = command(*arguments)
+    assert (code, out) == (Exit.USAGE, "")
+    assert words in err
+    assert err.startswith("penstock: ")
+    assert err.count("\n") == 1
+    assert server.seen == []
+
+
+def test_wrong_usage_as_json_names_the_field(server: FakeServer, command: Command) -> None:
+    code, out, _ = command("submit", "echo", "words", "--json")
+    assert (code, json.loads(out)["error"]["field"]) == (Exit.USAGE, "input")
+    code, out, _ = command("doctor", "--json")
+    assert json.loads(out)["error"]["field"] == "PENSTOCK_REDIS_URL"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected", "words"),
+    [
+        (404, "job_not_found", Exit.NOT_FOUND, "priority: why"),
+        (401, "unauthorized", Exit.DENIED, "PENSTOCK_API_KEY"),
+        (403, "foreign_origin", Exit.DENIED, "priority: why"),
+        (409, "state_conflict", Exit.CONFLICT, "priority: why"),
+        (422, "invalid_request", Exit.USAGE, "priority: why"),
+        (503, "store_unavailable", Exit.UNREACHABLE, "priority: why"),
+        (500, "internal_error", Exit.FAILED, "priority: why"),
+    ],
+)
+def test_each_refusal_has_its_code(
+    server: FakeServer, command: Command, status: int, code: str, expected: Exit, words: str
+) -> None:
+    errors = [{"field": "priority", "code": "not_allowed", "detail": "why"}]
+    problem = {"status": status, "code": code, "detail": "d", "errors": errors}
+    server.answer("GET", f"/jobs/{JOB_ID}", problem, status)
+    exit_code, out, err = command("status", JOB_ID, "--json")
+    assert exit_code == expected
+    document = json.loads(out)["error"]
+    assert (document["code"], document["errors"]) == (code, errors)
+    assert words in err
+
+
+def test_nothing_listens(server: FakeServer, command: Command) -> None:
+    code, out, err = command("queues", "--url", "http://127.0.0.1:1")
+    assert (code, out) == (Exit.UNREACHABLE, "")
+    assert "penstock up" in err
+
+
+def test_status_shows_a_job_and_ends_with_its_fate(server: FakeServer, command: Command) -> None:
+    server.answer("GET", f"/jobs/{JOB_ID}", FAILED)
+    server.answer("GET", f"/jobs/{JOB_ID}", job("completed", result={"a": []}, attempt=1, max_attempts=3))
+    code, out, _ = command("status", JOB_ID)
+    assert code == Exit.FAILED
+    assert "reason       exhausted" in out
+    assert "\x1b" not in out
+    assert "OSError: no\\x1b[31m disk" in out
+    code, out, _ = command("status", JOB_ID)
+    assert code == Exit.OK
+    assert 'result       {"a":[]}' in out
+    assert "attempt      1 (at most 3)" in out
+
+
+def test_waiting_ends_in_time(server: FakeServer, command: Command) -> None:
+    server.answer("GET", f"/jobs/{JOB_ID}", job("running"))
+    code, out, err = command("status", JOB_ID, "--wait", "0")
+    assert (code, out) == (Exit.TIMEOUT, "")
+    assert "is still running" in err
+
+
+def test_submit_and_wait_shows_the_end(server: FakeServer, command: Command) -> None:
+    server.answer("POST", "/submit", job("queued"), 202)
+    server.answer("GET", f"/jobs/{JOB_ID}", job("completed", result=1))
+    code, out, _ = command("submit", "echo", "1", "--wait", "5", "--json")
+    assert (code, json.loads(out)["result"]) == (0, 1)
+
+
+def test_many_are_submitted_and_refusals_named(server: FakeServer, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "in.ndjson").write_text('1\n\n"bad"\n3\n')
+    code, out, err = command("submit", "echo", "--ndjson", "in.ndjson", "--json")
+    assert code == Exit.FAILED
+    assert [(line["index"], line["error"] is None) for line in map(json.loads, out.splitlines())] == [
+        (0, True),
+        (1, False),
+        (2, True),
+    ]
+    assert err == "penstock: job 2: input: is bad\n"
+    code, out, _ = command("submit", "echo", "1", "--count", "2500")
+    assert (code, out) == (0, "submitted 2,500 jobs\n")
+    assert [len(body) for _, path, body in server.seen if path == "/jobs/batch"] == [3, 1_000, 1_000, 500]
+
+    (tmp_path / "in.ndjson").write_text('{"task": "echo", "input": 1, "priority": "low"}\n')
+    assert command("submit", "--ndjson", "in.ndjson")[0] == 0
+    assert server.seen[-1][2] == [{"task": "echo", "input": 1, "priority": "low"}]
+    for text, words in (("{", "line 1: not JSON"), ("3", "line 1: not a job")):
+        (tmp_path / "in.ndjson").write_text(text)
+        code, _, err = command("submit", "--ndjson", "in.ndjson")
+        assert code == Exit.USAGE
+        assert words in err
+
+
+def test_many_are_waited_for(server: FakeServer, command: Command) -> None:
+    for status in ("completed", "completed", "failed"):
+        server.answer("GET", f"/jobs/{JOB_ID}", job(status))
+    code, out, _ = command("submit", "echo", "1", "--count", "4", "--wait", "10")
+    assert (code, out) == (Exit.FAILED, "submitted 4 jobs\n2 completed, 2 failed\n")
+    server.answers[("GET", f"/jobs/{JOB_ID}")] = [(200, job("completed"))]
+    code, out, _ = command("submit", "echo", "1", "--count", "20", "--wait", "10", "--json")
+    assert code == 0
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["completed"] * 20
+    server.answers[("GET", f"/jobs/{JOB_ID}")] = [(200, job("queued"))]
+    code, _, err = command("submit", "echo", "1", "--count", "2", "--wait", "0")
+    assert code == Exit.TIMEOUT
+    assert "not all jobs were final" in err
+
+
+def test_watch_shows_each_change(server: FakeServer, command: Command) -> None:
+    path = f"/jobs/{JOB_ID}"
+    server.answer("GET", path, job("queued"))
+    server.answer("GET", path, job("running", attempt=1, progress=0.5))
+    server.answer("GET", path, job("completed", attempt=1, result=1))
+    code, out, _ = command("watch", JOB_ID)
+    assert code == 0
+    assert out.startswith("queued\n")
+    assert "completed" in out
+    code, out, _ = command("watch", JOB_ID, "--json")
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["completed"]
+
+
+def test_queues_are_a_table_or_a_document(server: FakeServer, command: Command) -> None:
+    queue = {"name": "default", "depth": {"high": 1_234}, "waiting": 1_234, "running": 0, "delayed": 0}
+    server.answer("GET", "/queues", {"items": []})
+    server.answer("GET", "/queues", {"items": [queue | {"finished": {"completed": 7}}]})
+    assert "no queues yet" in command("queues")[1]
+    lines = command("queues")[1].splitlines()
+    assert lines[0].split()[:3] == ["queue", "critical", "high"]
+    assert lines[1].split() == ["default", "0", "1,234", "0", "0", "0", "0", "7", "0", "0", "0"]
+    assert json.loads(command("queues", "--json")[1])["items"][0]["depth"] == {"high": 1_234}
+    server.answers[("GET", "/queues")] = [(200, {"items": [queue | {"waiting": 0}]})]
+    assert command("watch", "--until-idle")[0] == 0
+    assert json.loads(command("watch", "--until-idle", "--json")[1])["items"]
+
+
+def test_jobs_and_dead_letters_are_listed(server: FakeServer, command: Command) -> None:
+    server.answer("GET", "/jobs", {"items": [job("running"), FAILED], "next": None})
+    server.answer("GET", "/dead-letter", {"items": [FAILED] * 3, "next": None})
+    code, out, _ = command("jobs", "--status", "running", "--status", "failed", "--tag", "a")
+    assert code == 0
+    assert "\x1b" not in out
+    assert "status=running&status=failed&tag=a" in server.seen[-1][1]
+    assert len(out.splitlines()) == 3
+    code, out, _ = command("dead-letter", "list", "--queue", "q", "--limit", "2", "--json")
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["failed", "failed"]
+    server.answers.clear()
+    server.answer("GET", "/jobs", {"items": [], "next": None})
+    assert command("jobs")[1] == "no such jobs\n"
+
+
+def test_dead_letters_are_redriven_and_deleted(server: FakeServer, command: Command) -> None:
+    server.answer("POST", "/dead-letter/redrive", {"redriven": 2, "skipped": 0, "more": True})
+    server.answer("POST", "/dead-letter/redrive", {"redriven": 1, "skipped": 1, "more": False})
+    server.answer("DELETE", "/dead-letter", {"deleted": 0, "skipped": 1, "more": False})
+    code, out, _ = command("dead-letter", "redrive", "--queue", "q", "--task", "t")
+    assert (code, out) == (0, "redriven 3, skipped 1 that are not failed jobs\n")
+    assert server.seen[0][2] == {"queue": "q", "task": "t"}
+    code, out, _ = command("dead-letter", "delete", JOB_ID, "--json")
+    assert (code, json.loads(out)) == (Exit.NOT_FOUND, {"deleted": 0, "skipped": 1})
+    assert server.seen[-1][2] == {"ids": [JOB_ID]}
+    command("dead-letter", "redrive", "--all")
+    assert server.seen[-1][2] == {"all": True}
+
+
+def test_one_job_that_cannot_be_changed_does_not_stop_the_rest(server: FakeServer, command: Command) -> None:
+    problem = {"status": 409, "code": "state_conflict", "detail": "it is completed"}
+    server.answer("POST", "/jobs/a/cancel", problem, 409)
+    server.answer("POST", "/jobs/b/cancel", {"id": "b", "status": "cancelled"})
+    server.answer(
+        "POST", "/jobs/c/cancel", {"id": "c", "status": "running", "cancel_requested_at": "2030-01-31T12:00:00Z"}, 202
+    )
+    code, out, err = command("cancel", "a", "b", "c")
+    assert (code, out) == (Exit.CONFLICT, "b cancelled\nc running, its handler is being told\n")
+    assert err == "penstock: a: it is completed\n"
+    code, out, _ = command("cancel", "a", "b", "--json")
+    assert [(line["error"] or {}).get("code") for line in map(json.loads, out.splitlines())] == ["state_conflict", None]
+    server.answer("POST", "/jobs/b/retry", {"id": "b", "status": "queued"})
+    assert command("retry", "b") == (0, "b queued\n", "")
+    assert command("retry", "none")[0] == Exit.NOT_FOUND
+
+
+def test_health_of_the_api(server: FakeServer, command: Command) -> None:
+    server.answer("GET", "/health", {"status": "ok", "version": "0.1.0"})
+    assert command("health")[0] == 0
+    server.answers[("GET", "/health")] = [
+        (503, {"status": 503, "code": "store_unavailable", "detail": "Redis is away"})
+    ]
+    code, out, _ = command("health", "--json")
+    assert (code, json.loads(out)) == (Exit.FAILED, {"ok": False, "detail": "Redis is away"})
+    assert command("health", "--url", "http://127.0.0.1:1")[0] == Exit.UNREACHABLE
+
+
+def test_versions(command: Command) -> None:
+    assert command("--version") == (0, f"penstock {__version__}\n", "")
+    assert __version__ in command("version")[1]
+    assert json.loads(command("version", "--json")[1])["version"] == __version__
+
+
+def test_without_a_command_the_help_is_shown(command: Command) -> None:
+    code, out, err = command()
+    assert (code, out) == (Exit.USAGE, "")
+    assert all(name in err for name in COMMANDS)
+    code, out, _ = command("submit", "--help")
+    assert code == 0
+    assert "PENSTOCK_URL" in out
+
+
+def test_an_unexpected_error_is_one_line(server: FakeServer, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("in\ntwo lines")
+
+    monkeypatch.setattr("penstock.cli.queues.open_client", broken)
+    code, out, err = command("queues")
+    assert (code, out) == (Exit.FAILED, "")
+    assert err.startswith("penstock: unexpected ZeroDivisionError: in two lines at ")
+    assert err.count("\n") == 1
+
+
+def test_ctrl_c_ends_with_its_code(server: FakeServer, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("penstock.cli.queues.open_client", interrupted)
+    assert command("queues") == (Exit.INTERRUPTED, "", "")
+
+
+def test_main_exits() -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["version"])
+    assert ended.value.code == 0
+
+
+def test_every_command_takes_json() -> None:
+    for name in COMMANDS:
+        command = load_command(name)
+        for single in getattr(command, "commands", {name: command}).values():
+            flags = {flag for parameter in single.params for flag in parameter.opts}
+            assert ("--json" in flags) == (name not in {"api", "worker"}), name
+
+
+def test_every_setting_is_a_flag_of_up_or_of_the_client() -> None:
+    flags = {flag for name in ("up", "submit") for parameter in load_command(name).params for flag in parameter.opts}
+    assert {setting.flag for setting in SETTINGS} <= flags
+
+
+def test_the_pages_are_those_of_the_code() -> None:
+    folder = REPOSITORY / "docs" / "reference"
+    hint = "make them anew: python -m penstock.cli.reference docs/reference"
+    assert (folder / "settings.md").read_text("utf-8") == settings_page(), hint
+    assert (folder / "cli.md").read_text("utf-8") == cli_page(), hint
+
+
+def test_light_commands_load_no_server() -> None:
+    code = (
+        "import sys; from penstock.cli.app import run; run(['version']); run(['queues', '--url', 'http://127.0.0.1:1']);"
+        "print(sorted({'litestar', 'redis', 'uvicorn', 'structlog', 'pebble'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_output_that_nobody_reads_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m penstock submit --help | true; echo ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout == "0\n"
