@@ -29,6 +29,10 @@ class Snooze(Exception):
         super().__init__(message or "snoozed by the handler")
         self.after = after
 
+    def __reduce__(self) -> tuple[type[Snooze], tuple[float | str, str]]:
+        # Exceptions cross the process pool by pickling, which calls the class with ``args`` otherwise.
+        return (Snooze, (self.after, str(self)))
+
 
 class InvalidInput(Exception):
     """Say that the job's input does not fit the task; ``field`` names the argument. Not retried."""

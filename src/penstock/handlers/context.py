@@ -1,0 +1,93 @@
+"""Hand a running handler what it may know and do."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+PROGRESS_BYTES = 1024
+
+
+class CancelFlag:
+    """Tell a handler that it should stop, and remember whether it looked; plain attributes, safe across threads."""
+
+    __slots__ = ("requested", "seen")
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.seen = False
+
+
+class Context:
+    """Describe the running attempt and take its progress; injected as ``ctx``.
+
+    ``attempt`` rises with each claim, ``counted`` says how many earlier attempts count against ``max_attempts``.
+    ``deadline`` is when the timeout ends the attempt, None without one. ``resources`` is what the module's
+    ``lifespan()`` yielded; None in the process executor, whose children do not enter it.
+    """
+
+    __slots__ = ("_flag", "_log", "_report", "attempt", "counted", "deadline", "id", "queue", "resources", "task")
+
+    def __init__(
+        self,
+        *,
+        id: str,  # noqa: A002 - the name that users read
+        task: str,
+        queue: str,
+        attempt: int,
+        counted: int,
+        deadline: dt.datetime | None = None,
+        resources: Any = None,
+        flag: CancelFlag | None = None,
+        report: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self.id = id
+        self.task = task
+        self.queue = queue
+        self.attempt = attempt
+        self.counted = counted
+        self.deadline = deadline
+        self.resources = resources
+        self._flag = flag or CancelFlag()
+        self._report = report
+        self._log: Any = None
+
+    @property
+    def cancelled(self) -> bool:
+        """Tell whether the handler should stop: a cancel was requested, time is over, or the job is no longer ours.
+
+        A handler on a thread cannot be stopped from outside, so it should look here now and then. One that saw true
+        and then returns ends as cancelled when a cancel was requested.
+        """
+        if self._flag.requested:
+            self._flag.seen = True
+            return True
+        return False
+
+    def progress(self, value: Any) -> None:
+        """Store any small JSON value as the job's progress; safe to call often and from any thread.
+
+        Only the newest value is kept, written at most about twice a second. In the process executor it does nothing.
+
+        Raises:
+            ValueError: the value takes more than 1 KiB as JSON.
+            TypeError: the value is not JSON.
+        """
+        encoded = msgspec.json.encode(value)
+        if len(encoded) > PROGRESS_BYTES:
+            raise ValueError(f"progress takes {len(encoded)} bytes as JSON; at most {PROGRESS_BYTES} are stored")
+        if self._report is not None:
+            self._report(encoded)
+
+    @property
+    def log(self) -> Any:
+        """Return a structlog logger that carries the job's id, task, queue and attempt."""
+        if self._log is None:
+            self._log = structlog.get_logger("penstock.task").bind(
+                job_id=self.id, task=self.task, queue=self.queue, attempt=self.attempt
+            )
+        return self._log

@@ -1,0 +1,1 @@
+"""Run jobs: claim, execute, settle, renew leases, drain."""

@@ -1,0 +1,102 @@
+"""Hold one claimed job while it runs: what stops it, and where its progress waits to be written."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable
+from typing import Any
+
+from penstock.core.job import ClaimedJob
+from penstock.handlers.context import CancelFlag
+from penstock.handlers.registry import Task
+from penstock.worker.decide import Policy
+
+
+class StopCause(enum.Enum):
+    """Say why a handler is told to stop."""
+
+    #: A cancel was requested.
+    CANCEL = "cancel"
+    #: The worker stops and the drain time is over.
+    DRAIN = "drain"
+    #: Its timeout passed (a thread is told so; the others are ended).
+    TIMEOUT = "timeout"
+    #: The token is no longer the current one: the result will be dropped.
+    STALE = "stale"
+
+
+class ActiveJob:
+    """Be one attempt in this worker.
+
+    ``stop`` belongs to the loop's thread; ``report`` and ``take_progress`` are safe from any.
+    """
+
+    __slots__ = (
+        "_on_progress",
+        "_progress",
+        "cause",
+        "claimed",
+        "flag",
+        "long_warned",
+        "policy",
+        "release_slot",
+        "started_s",
+        "stopper",
+        "task",
+    )
+
+    def __init__(
+        self,
+        claimed: ClaimedJob,
+        task: Task[..., Any],
+        policy: Policy,
+        release_slot: Callable[[], None],
+        on_progress: Callable[[], None],
+    ) -> None:
+        self.claimed = claimed
+        self.task = task
+        self.policy = policy
+        #: Frees the job's slot; an executor that goes on after the attempt's end takes it over and puts None.
+        self.release_slot: Callable[[], None] | None = release_slot
+        self.flag = CancelFlag()
+        self.cause: StopCause | None = None
+        #: Set by the executor while there is something to stop.
+        self.stopper: Callable[[StopCause], None] | None = None
+        self.started_s = time.monotonic()
+        self.long_warned = False
+        self._progress: bytes | None = None
+        self._on_progress = on_progress
+
+    def stop(self, cause: StopCause) -> None:
+        """Tell the handler to stop; the first cause holds, but for STALE, which outranks the others."""
+        if self.cause is StopCause.STALE or (self.cause is not None and cause is not StopCause.STALE):
+            # A drain must end a handler that was told of a cancel and went on.
+            if cause is StopCause.DRAIN and self.stopper is not None:
+                self.stopper(cause)
+            return
+        self.cause = cause
+        self.flag.requested = True
+        if self.stopper is not None:
+            self.stopper(cause)
+
+    def report(self, progress: bytes) -> None:
+        """Keep the newest progress until it is written, which the first one sets going."""
+        waiting, self._progress = self._progress, progress
+        if waiting is None:
+            self._on_progress()
+
+    def take_progress(self) -> bytes | None:
+        """Return progress not yet written, and forget it."""
+        progress, self._progress = self._progress, None
+        return progress
+
+    def put_back(self, progress: bytes | None) -> None:
+        """Keep progress whose writing failed, unless newer came."""
+        if self._progress is None:
+            self._progress = progress
+
+    @property
+    def has_progress(self) -> bool:
+        """Tell whether progress waits to be written."""
+        return self._progress is not None

@@ -1,0 +1,294 @@
+"""Claim jobs as slots are free, and wait for work without polling."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from penstock.core import events
+from penstock.core.errors import StoreError, StoreMismatch
+from penstock.core.ids import WorkerName
+from penstock.core.job import Claimed, ClaimedJob, ClaimRequest
+from penstock.core.limits import SCRIPT_ITEMS
+from penstock.handlers.registry import EXECUTORS, Executor
+from penstock.store.protocol import Store
+from penstock.worker.backoff import Outage
+from penstock.worker.slots import Slots
+
+#: The longest wait, so that a half-open connection shows and an idle worker proves that it can claim.
+WAIT_S = 5.0
+#: How long a full worker waits for a slot before it opens a wait for wake-ups, which costs a call to end.
+FULL_PATIENCE_S = 0.02
+FIRST_IGNORE_S = 0.05
+LAST_IGNORE_S = 1.0
+
+
+class Ignored:
+    """Leave a queue alone for a while on behalf of one executor: all that a claim found there belongs to others."""
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[Executor, str], tuple[float, float]] = {}
+
+    def ignore(self, executor: Executor, queue: str, *, now: float) -> None:
+        """Ignore a queue for 50 ms, then twice as long each time in a row, up to 1 s."""
+        known = self._until.get((executor, queue))
+        wait = min(LAST_IGNORE_S, known[1] * 2) if known else FIRST_IGNORE_S
+        self._until[executor, queue] = (now + wait, wait)
+
+    def heed(self, executor: Executor, queue: str) -> None:
+        """Heed a queue again: it held work for us, or nothing at all."""
+        self._until.pop((executor, queue), None)
+
+    def holds(self, executor: Executor, queue: str, *, now: float) -> bool:
+        """Tell whether a queue is ignored now."""
+        known = self._until.get((executor, queue))
+        return known is not None and known[0] > now
+
+    def next_end(self, *, now: float) -> float | None:
+        """Return when the first ignored queue is to be asked again."""
+        return min((until for until, _wait in self._until.values() if until > now), default=None)
+
+
+class Fetcher:
+    """Run the claim loop: announce, promote what is due, claim for free slots, wait.
+
+    ``start`` gets each claimed job with its executor, ``refuse`` those that came while stopping. ``on_wake`` is called
+    when a cancel was requested, ``announce`` each pass (it decides itself whether it is time).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        slots: Slots,
+        *,
+        worker: WorkerName,
+        nonce: str,
+        queues: tuple[str, ...],
+        tasks: dict[Executor, tuple[str, ...]],
+        lease_ms: int,
+        start: Callable[[ClaimedJob, Executor], None],
+        refuse: Callable[[ClaimedJob], Awaitable[None]],
+        on_wake: Callable[[], None],
+        announce: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._slots = slots
+        self._worker = worker
+        self._nonce = nonce
+        self._queues = queues
+        self._tasks = tasks
+        self._lease_ms = lease_ms
+        self._start = start
+        self._refuse = refuse
+        self._on_wake = on_wake
+        self._announce = announce
+        self._stopping = False
+        self._turn = 0
+        self._ignored = Ignored()
+        self._due: dict[int, float] = {}
+        self._local: asyncio.Future[None] | None = None
+        self._waiting: asyncio.Task[frozenset[str]] | None = None
+        self._waiting_for: tuple[str, ...] = ()
+        self._outage = Outage("claim")
+        self._log: Any = structlog.get_logger("penstock.worker")
+        #: The store's clock at the last claim that it answered, Unix ms.
+        self.last_claim_at_ms: int | None = None
+        #: The loop's clock then.
+        self.last_claim_s: float | None = None
+        slots.on_freed = self.nudge
+
+    def stop(self) -> None:
+        """Claim no more from now on."""
+        self._stopping = True
+        self.nudge()
+
+    def nudge(self) -> None:
+        """End the wait: a slot is free, or the worker stops."""
+        if self._local is not None and not self._local.done():
+            self._local.set_result(None)
+
+    async def run(self) -> None:
+        """Claim until stopped; an outage of the store only delays.
+
+        Raises:
+            StoreMismatch: the data has another format or number of partitions than the settings.
+        """
+        try:
+            while not self._stopping:
+                try:
+                    await self._pass()
+                except StoreMismatch:
+                    raise
+                except StoreError as error:
+                    await self._sleep(self._outage.failed(error))
+                except Exception as error:  # noqa: BLE001 - a worker that no longer claims looks alive and is not
+                    self._log.error(
+                        events.LOOP_FAILED, message="Claiming failed; trying again.", loop="claim", error=repr(error)
+                    )
+                    await self._sleep(self._outage.failed(error))
+        finally:
+            await self._end_wait()
+
+    async def _pass(self) -> None:
+        self._local = asyncio.get_running_loop().create_future()
+        await self._announce()
+        await self._promote_due()
+        if not await self._claim_all() and not self._stopping:
+            await self._wait()
+
+    async def _claim_all(self) -> bool:
+        """Claim for every executor with room; tell whether there may be more for us at once."""
+        more = False
+        for executor in EXECUTORS:
+            tasks = self._tasks.get(executor)
+            queues = self._heeded(executor)
+            if not tasks or not queues or self._stopping or self._slots.free(executor) <= 0:
+                continue
+            jobs, waiting = await self._claim_for(executor, tasks, queues)
+            room = self._slots.free(executor) > 0
+            if jobs == 0 and waiting and room:
+                await self._ignore(executor, tasks, queues)
+                continue
+            for queue in queues:
+                self._ignored.heed(executor, queue)
+            more = more or (waiting and room)
+        return more
+
+    def _heeded(self, executor: Executor) -> tuple[str, ...]:
+        now = asyncio.get_running_loop().time()
+        return tuple(queue for queue in self._queues if not self._ignored.holds(executor, queue, now=now))
+
+    async def _claim_for(self, executor: Executor, tasks: tuple[str, ...], queues: tuple[str, ...]) -> tuple[int, bool]:
+        """Claim from all partitions, each time starting at another one.
+
+        Return how many jobs came and whether the queues still hold some.
+        """
+        jobs, waiting = 0, False
+        partitions = self._store.partitions
+        self._turn = (self._turn + 1) % partitions
+        for step in range(partitions):
+            limit = min(self._slots.free(executor), SCRIPT_ITEMS)
+            if limit <= 0 or self._stopping:
+                break
+            claimed = await self._claim((self._turn + step) % partitions, executor, tasks, queues, limit)
+            jobs += len(claimed.jobs)
+            waiting = waiting or claimed.remaining or claimed.skipped > 0
+        return jobs, waiting
+
+    async def _claim(
+        self, partition: int, executor: Executor, tasks: tuple[str, ...], queues: tuple[str, ...], limit: int
+    ) -> Claimed:
+        claimed = await self._store.claim(
+            partition,
+            ClaimRequest(
+                worker=self._worker,
+                nonce=self._nonce,
+                queues=queues,
+                tasks=tasks,
+                limit=limit,
+                lease_ms=self._lease_ms,
+                window_start=random.random(),
+            ),
+        )
+        loop_time = asyncio.get_running_loop().time()
+        self._outage.over()
+        self.last_claim_at_ms, self.last_claim_s = claimed.now_ms, loop_time
+        self._note_due(partition, claimed.next_due_ms, claimed.now_ms)
+        for job in claimed.jobs:
+            if self._stopping:
+                await self._refuse(job)
+            else:
+                self._start(job, executor)
+        return claimed
+
+    async def _ignore(self, executor: Executor, tasks: tuple[str, ...], queues: tuple[str, ...]) -> None:
+        """Ignore the queues that hold only jobs of others; with several, each is asked alone."""
+        loop = asyncio.get_running_loop()
+        for queue in queues:
+            if len(queues) > 1:
+                jobs, waiting = await self._claim_for(executor, tasks, (queue,))
+                if jobs or not waiting:
+                    self._ignored.heed(executor, queue)
+                    continue
+            self._ignored.ignore(executor, queue, now=loop.time())
+
+    def _note_due(self, partition: int, next_due_ms: int | None, now_ms: int) -> None:
+        if next_due_ms is None:
+            self._due.pop(partition, None)
+        else:
+            self._due[partition] = asyncio.get_running_loop().time() + max(0, next_due_ms - now_ms) / 1000
+
+    async def _promote_due(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for partition in [partition for partition, due in self._due.items() if due <= now]:
+            await self._promote(partition)
+
+    async def _promote(self, partition: int) -> None:
+        promoted = await self._store.promote(partition)
+        self._note_due(partition, promoted.next_due_ms, promoted.now_ms)
+
+    async def _wait(self) -> None:
+        """Wait for a wake-up, a free slot, a due time or the end of an ignored queue's rest."""
+        assert self._local is not None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        ends = [now + WAIT_S, *self._due.values()]
+        if (end := self._ignored.next_end(now=now)) is not None:
+            ends.append(end)
+        timeout = max(0.0, min(ends) - now)
+        ready = [executor for executor, tasks in self._tasks.items() if tasks and self._slots.free(executor) > 0]
+        heeded = {queue for executor in ready for queue in self._heeded(executor)}
+        wanted = tuple(queue for queue in self._queues if queue in heeded)
+        if not ready and self._waiting is None:
+            await asyncio.wait({self._local}, timeout=min(timeout, FULL_PATIENCE_S))
+            if self._local.done():
+                return
+        if self._waiting is not None and self._waiting_for != wanted and not self._waiting.done():
+            await self._store.wake(self._worker)
+            await self._take_wait()
+        if self._waiting is None:
+            self._waiting_for = wanted
+            # Never cancelled: what it took from the store would be lost. A wake ends it.
+            self._waiting = loop.create_task(
+                self._store.wait_work(self._worker, wanted, timeout_ms=int(WAIT_S * 1000)), name="penstock-wait"
+            )
+        either: set[asyncio.Future[Any]] = {self._waiting, self._local}
+        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if self._waiting.done():
+            await self._take_wait()
+
+    async def _take_wait(self) -> None:
+        assert self._waiting is not None
+        waiting = self._waiting
+        await asyncio.wait({waiting})
+        self._waiting = None
+        items = waiting.result()
+        if "wake" in items:
+            self._on_wake()
+        if "due" in items:
+            for partition in range(self._store.partitions):
+                await self._promote(partition)
+
+    async def _sleep(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        # A freed slot nudges too, and must not hurry the next try.
+        while not self._stopping and (left := end - loop.time()) > 0:
+            self._local = loop.create_future()
+            await asyncio.wait({self._local}, timeout=left)
+
+    async def _end_wait(self) -> None:
+        if self._waiting is None:
+            return
+        try:
+            async with asyncio.timeout(2.0):
+                await self._store.wake(self._worker)
+                await asyncio.shield(self._waiting)
+        except (StoreError, TimeoutError):
+            # Closing the store ends the call.
+            self._waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._waiting = None

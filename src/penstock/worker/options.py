@@ -1,0 +1,35 @@
+"""Hold the options of a worker; the environment is read elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from penstock.core.limits import Limits, TaskDefaults
+from penstock.handlers.ai import AISettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """Say what a worker serves and how much at once.
+
+    ``name`` None makes one of host, process id and a random part. ``modules`` are imported for their tasks, ``builtin``
+    adds the built-in ones. ``concurrency``, ``threads`` and ``processes`` bound the jobs on the loop, on threads and in
+    child processes (0 means as many as cores). A lease of ``lease_ms`` is renewed each third of it. On SIGTERM running
+    jobs get ``drain_ms`` to finish. ``log_json`` and ``log_level`` are for child processes, which set up logging anew.
+    """
+
+    name: str | None = None
+    queues: tuple[str, ...] = ("default",)
+    modules: tuple[str, ...] = ()
+    builtin: bool = True
+    concurrency: int = 100
+    threads: int = 8
+    processes: int = 0
+    lease_ms: int = 15_000
+    drain_ms: int = 25_000
+    announce_ms: int = 10_000
+    ai: AISettings = dataclasses.field(default_factory=AISettings)
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    defaults: TaskDefaults = dataclasses.field(default_factory=TaskDefaults)
+    log_json: bool | None = None
+    log_level: str = "info"

@@ -1,0 +1,84 @@
+"""Be the child's side of the process pool: take a call, answer it, again."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+#: What a child runs first: nothing of ours is importable before it has its parent's import path.
+BOOT = """
+import sys
+from multiprocessing.connection import Connection
+pipe = Connection(int(sys.argv[1]))
+sys.path[:] = pipe.recv()
+from penstock.worker.pool_child import serve
+serve(pipe, int(sys.argv[2]))
+"""
+_PR_SET_PDEATHSIG = 1
+READY = "ready"
+VALUE = "value"
+ERROR = "error"
+
+Initializer = Callable[..., None]
+
+
+def serve(pipe: Connection[Any, Any], lifeline: int) -> None:
+    """Answer calls until the parent closes the pipe; end at once when the parent ends."""
+    # A signal to the whole process group is for the worker to answer; it ends its children itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _ask_kernel_to_end_with_parent()
+    threading.Thread(target=_end_with_parent, args=(lifeline,), name="penstock-parent-watch", daemon=True).start()
+    initializer, arguments = pipe.recv()
+    if initializer is not None:
+        initializer(*arguments)
+    pipe.send((READY, None))
+    while True:
+        try:
+            work = pipe.recv_bytes()
+        except EOFError:
+            return
+        try:
+            function, values = pickle.loads(work)  # noqa: S301 - written by our own parent process
+            encoded = pickle.dumps((VALUE, function(*values)))
+        except BaseException as error:  # noqa: BLE001 - sent to the caller, also a SystemExit
+            encoded = pickle.dumps((ERROR, _describe(error)))
+        pipe.send_bytes(encoded)
+
+
+def revive(pickled: bytes, text: str) -> BaseException:
+    """Return the exception that a child sent, with its traceback as a note."""
+    error: BaseException = pickle.loads(pickled) if pickled else RuntimeError(text)  # noqa: S301 - see above
+    error.add_note(f"In the child process:\n{text}")
+    return error
+
+
+def _ask_kernel_to_end_with_parent() -> None:
+    # A handler that holds the interpreter's lock holds back the watching thread as well; Linux needs no thread. The
+    # signal comes when the thread that started us ends, which waits for us in the pool and ends after us.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _end_with_parent(lifeline: int) -> None:
+    # Nothing is ever written: the read ends when the parent, the only one that could write, is gone.
+    while os.read(lifeline, 1):
+        pass
+    os._exit(1)
+
+
+def _describe(error: BaseException) -> tuple[bytes, str]:
+    try:
+        pickled = pickle.dumps(error)
+        pickle.loads(pickled)  # noqa: S301 - our own; some exceptions can be written and not read
+    except Exception:  # noqa: BLE001 - pickling calls the exception's own code
+        pickled = b""
+    return pickled, "".join(traceback.format_exception(error))

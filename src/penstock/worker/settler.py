@@ -1,0 +1,111 @@
+"""Settle attempts in groups: one call for all that finish while the one before is under way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+import structlog
+
+from penstock.core import events
+from penstock.core.errors import StoreUnavailable
+from penstock.core.job import Settle, Settled
+from penstock.core.limits import SCRIPT_BYTES, SCRIPT_ITEMS
+from penstock.store.protocol import Store
+from penstock.worker.backoff import Outage
+
+
+class Settler:
+    """Write outcomes; an idle one writes at once, a busy one in groups.
+
+    While the store is away it keeps trying, in memory bounded by the slots, which stay taken: repeats are safe by
+    token, and whether a lease is still good is for the store to say once it is back.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: deque[tuple[Settle, asyncio.Future[Settled | None]]] = deque()
+        self._writer: asyncio.Task[None] | None = None
+        self._unsettled = 0
+        self._outage = Outage("settle")
+        self._log: Any = structlog.get_logger("penstock.worker")
+
+    @property
+    def unsettled(self) -> int:
+        """Return how many attempts have ended and are not written yet."""
+        return self._unsettled
+
+    async def settle(self, item: Settle) -> Settled | None:
+        """Settle one attempt; None when the store refused it for good (logged; the lease will lapse)."""
+        future: asyncio.Future[Settled | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._unsettled += 1
+        if self._writer is None:
+            # The task starts after the callbacks already due, so jobs that end in the same moment share a call.
+            self._writer = asyncio.create_task(self._write_all(), name="penstock-settle")
+        try:
+            return await future
+        finally:
+            self._unsettled -= 1
+
+    async def close(self) -> None:
+        """Give up what is not written; its leases go back when the worker leaves, or lapse."""
+        if self._writer is not None:
+            self._writer.cancel()
+            await asyncio.gather(self._writer, return_exceptions=True)
+
+    async def _write_all(self) -> None:
+        batch: list[tuple[Settle, asyncio.Future[Settled | None]]] = []
+        try:
+            while self._waiting:
+                batch = self._next_batch()
+                await self._write(batch)
+        finally:
+            self._writer = None
+            for _item, future in [*batch, *self._waiting]:
+                if not future.done():
+                    future.set_result(None)
+
+    def _next_batch(self) -> list[tuple[Settle, asyncio.Future[Settled | None]]]:
+        batch: list[tuple[Settle, asyncio.Future[Settled | None]]] = []
+        size = 0
+        while self._waiting and len(batch) < SCRIPT_ITEMS:
+            size += len(self._waiting[0][0].value)
+            if batch and size > SCRIPT_BYTES:
+                break
+            batch.append(self._waiting.popleft())
+        return batch
+
+    async def _write(self, batch: list[tuple[Settle, asyncio.Future[Settled | None]]]) -> None:
+        while batch:
+            try:
+                answers = await self._store.settle([item for item, _future in batch])
+            except StoreUnavailable as error:
+                await asyncio.sleep(self._outage.failed(error))
+                continue
+            except Exception as error:  # noqa: BLE001 - one bad call must not end all settling
+                answers = [error] * len(batch)
+            again: list[tuple[Settle, asyncio.Future[Settled | None]]] = []
+            last: StoreUnavailable | None = None
+            for (item, future), answer in zip(batch, answers, strict=True):
+                if isinstance(answer, StoreUnavailable):
+                    again.append((item, future))
+                    last = answer
+                elif isinstance(answer, Exception):
+                    self._log.error(
+                        events.SETTLE_FAILED,
+                        message="The store refused an attempt's end; the job runs again when its lease lapses.",
+                        job_id=item.token.job_id,
+                        attempt=item.token.attempt,
+                        verb=item.verb.value,
+                        error=f"{type(answer).__name__}: {answer}",
+                    )
+                    future.set_result(None)
+                elif not future.done():
+                    future.set_result(answer)
+            batch[:] = again
+            if last is not None:
+                await asyncio.sleep(self._outage.failed(last))
+            else:
+                self._outage.over()

@@ -1,0 +1,53 @@
+"""Count the free slots of each executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from penstock.handlers.registry import Executor
+
+
+class Slots:
+    """Hold how many jobs may yet start on each executor; ``on_freed`` is called when a full one has room again."""
+
+    def __init__(self, sizes: Mapping[Executor, int]) -> None:
+        self._sizes = dict(sizes)
+        self._free = dict(sizes)
+        self.on_freed: Callable[[], None] = lambda: None
+
+    def free(self, executor: Executor) -> int:
+        """Return how many jobs may start on an executor."""
+        return self._free[executor]
+
+    @property
+    def size(self) -> int:
+        """Return how many jobs may run at once in all."""
+        return sum(self._sizes.values())
+
+    @property
+    def taken(self) -> int:
+        """Return how many slots are taken, stuck threads among them."""
+        return self.size - sum(self._free.values())
+
+    @property
+    def full(self) -> bool:
+        """Tell whether no executor has room."""
+        return not any(self._free.values())
+
+    def take(self, executor: Executor) -> Callable[[], None]:
+        """Take a slot and return the function that gives it back once, however often it is called."""
+        if self._free[executor] <= 0:
+            raise RuntimeError(f"no free slot for the executor {executor!r}")
+        self._free[executor] -= 1
+        given_back = False
+
+        def give_back() -> None:
+            nonlocal given_back
+            if given_back:
+                return
+            given_back = True
+            self._free[executor] += 1
+            if self._free[executor] == 1:
+                self.on_freed()
+
+        return give_back
