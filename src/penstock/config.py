@@ -201,9 +201,9 @@ class Settings:
         "PENSTOCK_PARTITIONS", 1, _power_of_two,
         "Partitions of the data, a power of two; fixed once jobs are stored. One is right for one server.", "store",
     )  # fmt: skip
-    queues: tuple[str, ...] = _setting(
-        "PENSTOCK_QUEUES", ("default",), _names, "Queues that the worker serves, in this order.", "worker",
-        shown="default",
+    queues: tuple[str, ...] | None = _setting(
+        "PENSTOCK_QUEUES", None, _names, "Queues that the worker serves, in this order.", "worker",
+        shown="default, and those its tasks name",
     )  # fmt: skip
     concurrency: int = _setting(
         "PENSTOCK_CONCURRENCY", 100, _integer(1, 10_000), "Async jobs that run at once.", "worker"

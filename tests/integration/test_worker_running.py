@@ -107,6 +107,13 @@ async def test_no_more_is_claimed_than_there_are_slots(task: str, slots: int, pa
     assert max(claimed) <= 3
 
 
+async def test_without_a_setting_the_queues_of_the_tasks_are_served_too() -> None:
+    store = memory_store()
+    async with working(store, modules=[OTHER_TASKS]):
+        assert await completed(store, "thumbnail", {}, queue="pictures") == "small"
+        assert (await store.workers())[0].queues == ("default", "pictures")
+
+
 async def test_workers_of_different_tasks_share_a_queue(redis_store: Store, connect_again: Connect) -> None:
     async with (
         working(redis_store, modules=[], connect=connect_again) as first,

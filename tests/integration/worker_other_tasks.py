@@ -8,3 +8,8 @@ from penstock import task
 @task
 async def other(number: int) -> int:
     return number + 1
+
+
+@task(queue="pictures")
+async def thumbnail() -> str:
+    return "small"

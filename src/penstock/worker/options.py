@@ -13,13 +13,14 @@ class WorkerOptions:
     """Say what a worker serves and how much at once.
 
     ``name`` None makes one of host, process id and a random part. ``modules`` are imported for their tasks, ``builtin``
-    adds the built-in ones. ``concurrency``, ``threads`` and ``processes`` bound the jobs on the loop, on threads and in
+    adds the built-in ones. ``queues`` None serves the default queue and those that the tasks name.
+    ``concurrency``, ``threads`` and ``processes`` bound the jobs on the loop, on threads and in
     child processes (0 means as many as cores). A lease of ``lease_ms`` is renewed each third of it. On SIGTERM running
     jobs get ``drain_ms`` to finish. ``log_json`` and ``log_level`` are for child processes, which set up logging anew.
     """
 
     name: str | None = None
-    queues: tuple[str, ...] = ("default",)
+    queues: tuple[str, ...] | None = None
     modules: tuple[str, ...] = ()
     builtin: bool = True
     concurrency: int = 100

@@ -189,7 +189,7 @@ class Worker:
             self._slots,
             worker=self.name,
             nonce=secrets.token_hex(8),
-            queues=options.queues,
+            queues=self._queues(),
             tasks=tasks,
             lease_ms=options.lease_ms,
             start=self._start,
@@ -236,15 +236,22 @@ class Worker:
             self._warn_of_unserved_queues()
             self._log.info(
                 events.WORKER_STARTED,
-                message=f"Serving {', '.join(self.options.queues)} with {len(self._registry.names())} tasks.",
-                queues=self.options.queues,
+                message=f"Serving {', '.join(self._queues())} with {len(self._registry.names())} tasks.",
+                queues=self._queues(),
                 tasks=self._registry.names(),
             )
         self._announced_s = now
 
+    def _queues(self) -> tuple[str, ...]:
+        """Return the queues to serve; without a setting a task's own queue must not stay unserved."""
+        if self.options.queues is not None:
+            return self.options.queues
+        named = {info.queue for info in self._registry.infos() if info.queue is not None}
+        return (self.options.defaults.queue, *sorted(named - {self.options.defaults.queue}))
+
     def _warn_of_unserved_queues(self) -> None:
         for info in self._registry.infos():
-            if info.queue is not None and info.queue not in self.options.queues:
+            if info.queue is not None and info.queue not in self._queues():
                 self._log.warning(
                     events.WORKER_UNSERVED,
                     message=f"Task {info.name!r} puts its jobs into the queue {info.queue!r}, not served here.",
@@ -258,7 +265,7 @@ class Worker:
             hostname=socket.gethostname(),
             pid=os.getpid(),
             version=penstock.__version__,
-            queues=self.options.queues,
+            queues=self._queues(),
             tasks=self._registry.names(),
             concurrency=self._slots.size,
             running=self._slots.taken,
