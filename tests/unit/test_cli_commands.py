@@ -421,7 +421,7 @@ def test_the_pages_are_those_of_the_code() -> None:
 def test_light_commands_load_no_server() -> None:
     code = (
         "import sys; from penstock.cli.app import run; run(['version']); run(['queues', '--url', 'http://127.0.0.1:1']);"
-        "print(sorted({'litestar', 'redis', 'uvicorn', 'structlog', 'pebble'} & set(sys.modules)))"
+        "print(sorted({'litestar', 'redis', 'uvicorn', 'structlog'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
