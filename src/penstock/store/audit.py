@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import itertools
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from penstock.core.errors import StoreError
-from penstock.store.keys import KINDS, PartitionKeys
+from penstock.core.errors import StoreError, StoreUnavailable
+from penstock.core.ids import parse_job_id, partition_of
+from penstock.core.states import State
+from penstock.store.keys import KINDS, anchor_key
 from penstock.store.options import StoreOptions
 from penstock.store.redis.codec import pack
 from penstock.store.redis.connection import FORMAT, Connection
 
 _CHUNK = 200
+_PAGE = 1_000
 _MARKER_SETTLES_S = 2.5
+_MARKER_LOOK_S = 0.05
+#: Kinds of keys that may have a time to live.
+_EXPIRING = frozenset({"wake", "inbox"})
+_AOF = {"0": "no", "1": "yes"}
 #: What an index demands of the jobs it names: index kind -> status or group of statuses.
 _INDEX_DEMANDS = {"delayed": "delayed", "running": "running", "expire": "final", "expiry": "waiting"}
 
@@ -66,78 +74,86 @@ async def audit(options: StoreOptions, *, progress: Callable[[int], None] | None
     try:
         await connection.verify()
         checks = await _server_checks(connection)
-        jobs, findings = await _data_findings(connection, progress or (lambda _: None))
-        return AuditReport(jobs=jobs, checks=tuple(checks), findings=tuple(findings))
+        auditor = _Auditor(connection, progress or (lambda _: None))
+        await auditor.run()
+        return AuditReport(jobs=auditor.jobs, checks=tuple(checks), findings=auditor.findings)
     finally:
         await connection.close()
 
 
 async def _server_checks(connection: Connection) -> list[Check]:
     checks = [Check(name="connection", status="ok", detail="the server answers")]
-    info = _parse_info(await connection.command("INFO"))
-    name, version = ("Valkey", info["valkey_version"]) if "valkey_version" in info else ("Redis", info["redis_version"])
-    minimum = (7, 2) if name == "Valkey" else (7, 0)
-    recent = tuple(int(part) for part in version.split(".")[:2]) >= minimum
-    wanted = ".".join(map(str, minimum))
-    checks.append(
-        Check(
-            name="version",
-            status="ok" if recent else "error",
-            detail=f"{name} {version}" + ("" if recent else f"; {wanted} or later is needed"),
-        )
-    )
-    checks.append(Check(name="format", status="ok", detail=f"{FORMAT}, {connection.options.partitions} partitions"))
+    info = await _info(connection)
+    partitions = connection.options.partitions
+    checks.append(_version_check(info))
+    checks.append(Check(name="format", status="ok", detail=f"{FORMAT}, partitions: {partitions}"))
     checks.append(await _script_check(connection))
-
-    appendonly = await _setting(connection, "appendonly")
-    if appendonly is None:
-        on = info.get("aof_enabled") == "1"
-        checks.append(
-            Check(
-                name="persistence", status="ok" if on else "warning", detail=f"append-only file {'on' if on else 'off'}"
-            )
-        )
-    elif appendonly == "yes":
-        fsync = await _setting(connection, "appendfsync")
-        checks.append(Check(name="persistence", status="ok", detail=f"append-only file, appendfsync {fsync}"))
-    else:
-        checks.append(Check(name="persistence", status="warning", detail="no append-only file: a restart loses jobs"))
+    checks += _persistence_checks(
+        await _setting(connection, "appendonly") or _AOF.get(info.get("aof_enabled", "")),
+        await _setting(connection, "appendfsync"),
+    )
     policy = await _setting(connection, "maxmemory-policy") or info.get("maxmemory_policy")
+    checks.append(_policy_check(policy))
     limit = await _setting(connection, "maxmemory") or info.get("maxmemory")
-    if policy is None:
-        checks.append(Check(name="maxmemory-policy", status="unknown", detail="the server forbids CONFIG"))
-    elif policy == "noeviction":
-        checks.append(Check(name="maxmemory-policy", status="ok", detail="noeviction"))
-    else:
-        checks.append(
-            Check(
-                name="maxmemory-policy",
-                status="error",
-                detail=f"{policy}: the server may throw jobs away; set it to noeviction",
-            )
-        )
-    if limit is None:
-        checks.append(Check(name="maxmemory", status="unknown", detail="the server forbids CONFIG"))
-    elif limit == "0":
-        checks.append(Check(name="maxmemory", status="ok", detail="no limit set"))
-    else:
-        used = int(info.get("used_memory", 0)) / int(limit)
-        checks.append(
-            Check(
-                name="maxmemory", status="ok" if used < 0.9 else "warning", detail=f"{used:.0%} of {limit} bytes used"
-            )
-        )
+    checks.append(_memory_check(limit, info.get("used_memory")))
     return checks
+
+
+def _version_check(info: dict[str, str]) -> Check:
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    version = info.get("valkey_version") or info.get("redis_version")
+    if version is None:
+        return Check(name="version", status="unknown", detail="the server forbids INFO")
+    minimum = (7, 2) if name == "Valkey" else (7, 0)
+    if tuple(int(part) for part in version.split(".")[:2]) >= minimum:
+        return Check(name="version", status="ok", detail=f"{name} {version}")
+    wanted = ".".join(map(str, minimum))
+    return Check(name="version", status="error", detail=f"{name} {version}; {wanted} or later is needed")
+
+
+def _persistence_checks(appendonly: str | None, fsync: str | None) -> list[Check]:
+    name = "persistence"
+    if appendonly is None:
+        return [Check(name=name, status="unknown", detail="the server forbids CONFIG and INFO")]
+    if appendonly == "no":
+        return [Check(name=name, status="warning", detail="no append-only file: a restart loses jobs")]
+    known = Check(name="appendfsync", status="ok", detail=fsync or "")
+    unknown = Check(name="appendfsync", status="unknown", detail="the server forbids CONFIG")
+    return [Check(name=name, status="ok", detail="append-only file"), known if fsync else unknown]
+
+
+def _policy_check(policy: str | None) -> Check:
+    name = "maxmemory-policy"
+    if policy is None:
+        return Check(name=name, status="unknown", detail="the server forbids CONFIG and INFO")
+    if policy == "noeviction":
+        return Check(name=name, status="ok", detail=policy)
+    detail = f"{policy}: the server may throw jobs away; set it to noeviction"
+    return Check(name=name, status="error", detail=detail)
+
+
+def _memory_check(limit: str | None, used: str | None) -> Check:
+    if limit is None or (used is None and limit != "0"):
+        return Check(name="maxmemory", status="unknown", detail="the server forbids CONFIG and INFO")
+    if limit == "0":
+        return Check(name="maxmemory", status="ok", detail="no limit set")
+    share = int(used or 0) / int(limit)
+    return Check(
+        name="maxmemory", status="ok" if share < 0.9 else "warning", detail=f"{share:.0%} of {limit} bytes used"
+    )
 
 
 async def _script_check(connection: Connection) -> Check:
     shas = [script.sha for script in connection.scripts.values()]
-    loaded = sum(await connection.command("SCRIPT", "EXISTS", *shas))
+    try:
+        loaded = sum(await connection.command("SCRIPT", "EXISTS", *shas))
+    except StoreUnavailable:
+        return Check(name="scripts", status="unknown", detail="the server forbids SCRIPT EXISTS")
     return Check(name="scripts", status="ok", detail=f"{loaded} of {len(shas)} of this release are loaded")
 
 
 async def _setting(connection: Connection, name: str) -> str | None:
-    """Return a server setting; None where CONFIG is forbidden."""
+    """Return a server setting; None where CONFIG is forbidden or renamed."""
     try:
         answer = await connection.command("CONFIG", "GET", name)
     except StoreError:
@@ -146,109 +162,205 @@ async def _setting(connection: Connection, name: str) -> str | None:
     return _text(values[0]) if values else None
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _parse_info(answer: Any) -> dict[str, str]:
+async def _info(connection: Connection) -> dict[str, str]:
+    """Return what INFO tells; nothing where it is forbidden."""
+    try:
+        answer = await connection.command("INFO")
+    except StoreError:
+        return {}
     if isinstance(answer, dict):
         return {_text(name): _text(value) for name, value in answer.items()}
     lines = (line.partition(":") for line in _text(answer).splitlines() if ":" in line)
     return {name: value for name, _, value in lines}
 
 
-async def _data_findings(connection: Connection, progress: Callable[[int], None]) -> tuple[int, list[Finding]]:
-    findings: list[Finding] = []
-    jobs = 0
-    for partition, keys in enumerate(connection.keys):
-        totals = await _totals(connection, partition)
-        if any(finding.code == "no_marker" for finding in totals):
-            # A worker that has just woken holds the marker for a moment; the 1 s sweep sets a lost one again.
-            await asyncio.sleep(_MARKER_SETTLES_S)
-            totals = await _totals(connection, partition)
-        findings += totals
-        async for names in _scan(connection, keys):
-            jobs += await _audit_keys(connection, partition, names, findings)
-            progress(jobs)
-    return jobs, findings
+def _text(value: Any) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-async def _totals(connection: Connection, partition: int) -> list[Finding]:
-    return [_finding(*answer) for answer in await connection.script("audit_totals", partition, "")]
+class _Auditor:
+    """Walk over all keys of a namespace and collect findings."""
 
+    def __init__(self, connection: Connection, progress: Callable[[int], None]) -> None:
+        self._connection = connection
+        self._progress = progress
+        self._partitions = {keys.prefix: partition for partition, keys in enumerate(connection.keys)}
+        self._queues: dict[int, set[str]] = {}
+        # SCAN may name a key twice; a finding is told once.
+        self._findings: dict[Finding, None] = {}
+        self.jobs = 0
 
-def _finding(subject: bytes, code: bytes, detail: bytes) -> Finding:
-    return Finding(code=code.decode(), subject=subject.decode(), detail=detail.decode())
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        return tuple(self._findings)
 
+    def _find(self, code: str, subject: str, detail: str) -> None:
+        self._findings[Finding(code=code, subject=subject, detail=detail)] = None
 
-async def _scan(connection: Connection, keys: PartitionKeys) -> AsyncIterator[list[str]]:
-    cursor = b"0"
-    while True:
-        cursor, names = await connection.command("SCAN", cursor, "MATCH", _escape(keys.prefix) + "*", "COUNT", 1_000)
-        yield [name.decode().removeprefix(keys.prefix) for name in names]
-        if cursor in (b"0", 0):
+    async def run(self) -> None:
+        for partition in range(len(self._connection.keys)):
+            await self._totals(partition)
+        cursor = 0
+        pattern = _escape(self._connection.options.namespace) + ":*"
+        while True:
+            cursor, names = await self._connection.command("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
+            await self._page(names)
+            self._progress(self.jobs)
+            if cursor == 0:
+                return
+
+    async def _lists(self, partition: int, queue: str) -> bool:
+        """Tell whether a queue is listed; asks again for one that was not when the names were read."""
+        if queue not in self._queues.setdefault(partition, set()):
+            try:
+                names = await self._connection.command("SMEMBERS", self._connection.keys[partition].key("queues"))
+            except StoreUnavailable:
+                raise
+            except StoreError:
+                return True  # a wrong type, which is a finding of its own
+            self._queues[partition] = {_text(name) for name in names}
+        return queue in self._queues[partition]
+
+    # totals
+
+    async def _totals(self, partition: int) -> None:
+        findings = await self._read_totals(partition)
+        missing = {finding for finding in findings if finding.code == "no_marker"}
+        end = asyncio.get_running_loop().time() + _MARKER_SETTLES_S
+        while missing and asyncio.get_running_loop().time() < end:
+            # A worker that has just woken holds the marker for a moment; a lost one is set again by the 1 s sweep.
+            await asyncio.sleep(_MARKER_LOOK_S)
+            missing &= set(await self._read_totals(partition))
+        for finding in findings:
+            if finding.code != "no_marker" or finding in missing:
+                self._findings[finding] = None
+
+    async def _read_totals(self, partition: int) -> list[Finding]:
+        answers = await self._connection.script("audit_totals", partition, "")
+        return [
+            Finding(code=_text(code), subject=_text(subject), detail=_text(detail)) for subject, code, detail in answers
+        ]
+
+    # keys
+
+    async def _page(self, names: list[bytes]) -> None:
+        """Check one page of keys: first what each is, then the jobs, values and indexes among them."""
+        looks: list[tuple[str | bytes, ...]] = []
+        for raw_name in names:
+            looks += [("TYPE", raw_name), ("PTTL", raw_name)]
+        answers = await self._connection.together(looks)
+        jobs: dict[int, list[str]] = {}
+        values: dict[int, list[tuple[str, str]]] = {}
+        for raw_name, found_type, ttl_ms in zip(names, answers[::2], answers[1::2], strict=True):
+            place = self._place(raw_name)
+            if place is None or _text(found_type) == "none":
+                continue
+            partition, name = place
+            kind, arguments = _kind_of(name)
+            if kind == "":
+                self._find("unknown_key", name, "no part of Penstock writes such a key")
+            elif _text(found_type) != KINDS[kind].redis_type:
+                wanted = KINDS[kind].redis_type
+                self._find("wrong_type", name, f"is a {_text(found_type)}, not a {wanted}")
+            elif ttl_ms >= 0 and kind not in _EXPIRING:
+                self._find("would_vanish", name, "has a time to live, so that the server would remove it")
+            elif kind == "job":
+                jobs.setdefault(partition, []).append(arguments[0])
+            elif kind in ("input", "result"):
+                values.setdefault(partition, []).append((name, arguments[0]))
+            else:
+                await self._index(partition, name, kind, arguments)
+        for partition, owned in values.items():
+            await self._values(partition, owned)
+        for partition, ids in jobs.items():
+            await self._jobs(partition, ids)
+
+    def _place(self, raw: bytes) -> tuple[int, str] | None:
+        """Return a key's partition and its name without the prefix; None for the anchor and for strange keys."""
+        name = _text(raw)
+        if name == anchor_key(self._connection.options.namespace):
+            return None
+        head, brace, rest = name.partition("}:")
+        partition = self._partitions.get(head + brace)
+        if partition is None:
+            self._find("unknown_key", name, "belongs to no partition")
+            return None
+        return partition, rest
+
+    async def _jobs(self, partition: int, ids: list[str]) -> None:
+        for chunk in _chunks(ids):
+            answers = await self._connection.script("audit_jobs", partition, pack(chunk))
+            for job_id, (_, *pairs) in zip(chunk, answers, strict=True):
+                for code, detail in zip(pairs[::2], pairs[1::2], strict=True):
+                    self._find(_text(code), job_id, _text(detail))
+        for job_id in ids:
+            known = parse_job_id(job_id)
+            if known is None or partition_of(known, len(self._connection.keys)) != partition:
+                self._find("wrong_partition", job_id, f"is not an id of partition {partition}")
+        self.jobs += len(ids)
+
+    async def _values(self, partition: int, owned: list[tuple[str, str]]) -> None:
+        keys = self._connection.keys[partition]
+        looks: list[tuple[str, ...]] = []
+        for name, owner in owned:
+            looks += [("EXISTS", keys.prefix + name), ("EXISTS", keys.key("job", owner))]
+        # At one moment: a job that is removed meanwhile takes its values with it.
+        answers = await self._connection.together(looks, atomic=True)
+        for (name, _), stands, owner_stands in zip(owned, answers[::2], answers[1::2], strict=True):
+            if stands and not owner_stands:
+                self._find("orphan_value", name, "its job is gone")
+
+    async def _index(self, partition: int, name: str, kind: str, arguments: tuple[str, ...]) -> None:
+        if kind in ("queue", "dead"):
+            queue = arguments[0]
+            wanted = "queue" if kind == "queue" else "failed"
+        elif kind == "final":
+            wanted, queue = arguments
+        elif kind == "held":
+            wanted, queue = "held", arguments[0]
+        elif kind in _INDEX_DEMANDS:
+            wanted, queue = _INDEX_DEMANDS[kind], ""
+        else:
             return
+        if kind in ("queue", "dead", "final") and not await self._lists(partition, queue):
+            self._find("unlisted_queue", name, "jobs of this queue are not listed")
+        key = self._connection.keys[partition].prefix + name
+        cursor = 0
+        while True:
+            cursor, entries = await self._connection.command("ZSCAN", key, cursor, "COUNT", _CHUNK)
+            for chunk in _chunks(_text(member) for member, _ in entries):
+                answers = await self._connection.script("audit_entries", partition, name, wanted, queue, pack(chunk))
+                for subject, code, detail in answers:
+                    self._find(_text(code), _text(subject), _text(detail))
+            if cursor == 0:
+                return
 
 
 def _escape(text: str) -> str:
     return re.sub(r"([\[\]*?\\])", r"\\\1", text)
 
 
-def _kind_patterns() -> dict[str, re.Pattern[str]]:
-    return {
-        name: re.compile(re.escape(kind.pattern).replace(r"\{\}", "(.+)"), re.DOTALL) for name, kind in KINDS.items()
-    }
+@functools.cache
+def _patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
+    """Return what each kind of key looks like; longer patterns first, since a job's values start like the job."""
+    statuses = "|".join(state.value for state in State)
+    found = []
+    for kind in sorted(KINDS, key=lambda kind: -len(KINDS[kind].pattern)):
+        pattern = re.escape(KINDS[kind].pattern).replace(r"\{\}", "(.*)")
+        if kind == "final":
+            # A queue's name may hold a colon, a status may not.
+            pattern = pattern.replace("(.*)", f"({statuses})", 1)
+        found.append((kind, re.compile(pattern, re.DOTALL)))
+    return tuple(found)
 
 
-async def _audit_keys(connection: Connection, partition: int, names: list[str], findings: list[Finding]) -> int:
-    """Check one page of a partition's keys; return how many of them were jobs."""
-    patterns = _kind_patterns()
-    ids: list[str] = []
-    for name in names:
-        matches = {kind: match for kind, pattern in patterns.items() if (match := pattern.fullmatch(name))}
-        if not matches:
-            findings.append(Finding(code="unknown_key", subject=name, detail="no part of Penstock writes such a key"))
-        elif "input" in matches or "result" in matches:
-            owner = (matches.get("input") or matches["result"])[1]
-            if not await connection.command("EXISTS", connection.keys[partition].key("job", owner)):
-                findings.append(Finding(code="orphan_value", subject=name, detail="its job is gone"))
-        elif "job" in matches:
-            ids.append(matches["job"][1])
-        else:
-            for kind, match in matches.items():
-                await _audit_index(connection, partition, name, kind, match, findings)
-    for chunk in _chunks(ids):
-        answers = await connection.script("audit_jobs", partition, pack(chunk))
-        for job_id, (_, *pairs) in zip(chunk, answers, strict=True):
-            for code, detail in zip(pairs[::2], pairs[1::2], strict=True):
-                findings.append(Finding(code=code.decode(), subject=job_id, detail=detail.decode()))
-    return len(ids)
-
-
-async def _audit_index(
-    connection: Connection, partition: int, name: str, kind: str, match: re.Match[str], findings: list[Finding]
-) -> None:
-    if kind == "queue":
-        wanted, queue = "queue", match[1]
-    elif kind == "final":
-        wanted, queue = match[1], match[2]
-    elif kind == "dead":
-        wanted, queue = "failed", match[1]
-    elif kind == "held":
-        wanted, queue = "running", ""
-    elif kind in _INDEX_DEMANDS:
-        wanted, queue = _INDEX_DEMANDS[kind], ""
-    else:
-        return
-    key = connection.keys[partition].prefix + name
-    cursor = b"0"
-    while True:
-        cursor, flat = await connection.command("ZSCAN", key, cursor, "COUNT", _CHUNK)
-        for chunk in _chunks([member.decode() for member in flat[::2]]):
-            answers = await connection.script("audit_entries", partition, name, wanted, queue, pack(chunk))
-            findings += [_finding(*answer) for answer in answers]
-        if cursor in (b"0", 0):
-            return
+def _kind_of(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return the kind of a key and its arguments; an empty kind for a strange one."""
+    for kind, pattern in _patterns():
+        match = pattern.fullmatch(name)
+        if match:
+            return kind, match.groups()
+    return "", ()
 
 
 def _chunks(items: Iterable[str]) -> Iterable[list[str]]:

@@ -130,10 +130,8 @@ class JobStore(Protocol):
         """Give back, uncounted, all that a dead or stopped worker holds; return how many."""
 
     async def prune(self, partition: int, *, limit: int = 200) -> Pruned:
-        """Remove final jobs past their retention; then dead letters above the cap of a queue (oldest
-        first), then other final
-        jobs above the cap of all (soonest to expire first, looking at the first ``limit`` of all final
-        jobs); at most ``limit`` of each kind.
+        """Remove final jobs past their retention; then dead letters above the cap of a queue, then other final jobs
+        above the cap of all queues, those that finished first; at most ``limit`` of each kind.
         """
 
     async def announce(self, worker: WorkerInfo, tasks: Sequence[TaskInfo]) -> None:

@@ -8,65 +8,108 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections.abc import Awaitable, Callable
 
 import structlog
 
-from penstock.core.errors import StoreError
+from penstock.core import events
+from penstock.core.errors import StoreError, StoreUnavailable
 from penstock.store.protocol import JobStore
 
 TICK_S = 1.0
 _ROUNDS = 20
 _LIMIT = 200
+_PAUSE_S = 0.005
 
 
 class Upkeep:
-    """Look after all partitions about once a second, and earlier when a delayed job is due."""
+    """Look after all partitions about once a second; earlier when a job is due or a sweep left some over."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self._stopping = asyncio.Event()
         self._log = structlog.get_logger()
-        self._failing = False
+        self._away = False
+        self._failing: set[str] = set()
 
     async def run_once(self) -> float:
-        """Do one round over all partitions; return the seconds until the next one is due, at most ``TICK_S``."""
+        """Do one round over all partitions; return the seconds until the next one, at most about ``TICK_S``.
+
+        Raises:
+            StoreUnavailable: the store is away. Other errors stop one sweep of one partition, and not the rest.
+        """
         partitions = list(range(self._store.partitions))
         random.shuffle(partitions)
         wait_s = TICK_S * random.uniform(0.75, 1.25)
         for partition in partitions:
-            for _ in range(_ROUNDS):
-                promoted = await self._store.promote(partition, limit=_LIMIT)
-                if promoted.queued < _LIMIT and promoted.expired < _LIMIT:
-                    break
-            if promoted.next_due_ms is not None:
-                wait_s = min(wait_s, max(0.0, (promoted.next_due_ms - promoted.now_ms) / 1_000))
+            for sweep in (self._promote, self._reap, self._prune):
+                wait_s = min(wait_s, await self._guarded(sweep, partition))
+        return wait_s
+
+    async def _guarded(self, sweep: Callable[[int], Awaitable[float]], partition: int) -> float:
+        name = sweep.__name__.strip("_")
+        try:
+            wait_s = await sweep(partition)
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - a damaged index must not stop the other sweeps
+            if name not in self._failing:
+                self._failing.add(name)
+                message = f"The sweep '{name}' failed and is tried again: {error}."
+                self._log.error(events.LOOP_FAILED, message=message, loop=name, error=repr(error))
+            return TICK_S
+        self._failing.discard(name)
+        return wait_s
+
+    async def _promote(self, partition: int) -> float:
+        for _ in range(_ROUNDS):
+            promoted = await self._store.promote(partition, limit=_LIMIT)
+            if promoted.queued < _LIMIT and promoted.expired < _LIMIT:
+                break
+        else:
+            return 0.0
+        if promoted.next_due_ms is None:
+            return TICK_S
+        return max(0.0, (promoted.next_due_ms - promoted.now_ms) / 1_000)
+
+    async def _reap(self, partition: int) -> float:
+        for _ in range(_ROUNDS):
             reaped = await self._store.reap(partition, limit=_LIMIT)
-            for job_id in (*reaped.requeued, *reaped.poisoned, *reaped.cancelled):
+            ids = (*reaped.requeued, *reaped.poisoned, *reaped.cancelled)
+            for job_id in ids:
                 self._log.warning(
-                    "job.lost",
+                    events.JOB_LOST,
                     message=f"The worker of job {job_id} was lost; its lease lapsed.",
                     job_id=job_id,
                     poisoned=job_id in reaped.poisoned,
                 )
-            for _ in range(_ROUNDS):
-                pruned = await self._store.prune(partition, limit=_LIMIT)
-                if pruned.expired < _LIMIT and pruned.capped < _LIMIT:
-                    break
-        return wait_s
+            if len(ids) < _LIMIT:
+                return TICK_S
+        return 0.0
+
+    async def _prune(self, partition: int) -> float:
+        for _ in range(_ROUNDS):
+            pruned = await self._store.prune(partition, limit=_LIMIT)
+            if pruned.expired < _LIMIT and pruned.capped < _LIMIT:
+                return TICK_S
+        return 0.0
 
     async def run(self) -> None:
         """Run until ``stop``; an unreachable store is tried again at the next tick."""
         while not self._stopping.is_set():
             try:
                 wait_s = await self.run_once()
-                self._failing = False
             except StoreError as error:
                 wait_s = TICK_S
-                if not self._failing:
-                    self._failing = True
-                    self._log.warning("store.lost", message=f"Upkeep waits for the store: {error}.")
+                if not self._away:
+                    self._away = True
+                    self._log.warning(events.STORE_LOST, message=f"Upkeep waits for the store: {error}.")
+            else:
+                if self._away:
+                    self._away = False
+                    self._log.info(events.STORE_BACK, message="Upkeep has reached the store again.")
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(wait_s, 0.001)):
+                async with asyncio.timeout(max(wait_s, _PAUSE_S)):
                     await self._stopping.wait()
 
     def stop(self) -> None:

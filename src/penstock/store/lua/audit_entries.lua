@@ -1,26 +1,31 @@
 -- audit_entries: tell for each entry of an index whether the job it names agrees.
 -- Guarantee: reads only; each entry is seen at one moment; an entry that has left its index is no finding.
 -- KEYS: meta (hash), canary (none)
--- ARGV: index key without the prefix, status wanted (a status, or 'waiting', 'final', 'any'), queue or '', ids (msgpack: [id...])
+-- ARGV: index key without the prefix, status wanted (a status, or 'queue', 'delayed', 'final', 'waiting', 'held'), queue (the worker for 'held') or '', ids (msgpack: [id...])
 -- Returns: per finding [id, code, detail]
 -- Transitions: none
 -- Flags: no-writes
--- Uses: job, place_names
+-- Uses: job, place_names, peek
 local index_key, wanted, queue = P .. ARGV[1], ARGV[2], ARGV[3]
 
 local function agrees(job)
   local place = PLACES[job.status]
+  if wanted == 'held' then
+    return place == 'running' and job.worker == queue
+  end
   if queue ~= '' and job.queue ~= queue then
     return false
   end
-  return wanted == 'any' or job.status == wanted or place == wanted
-    or (wanted == 'waiting' and (place == 'queue' or place == 'delayed'))
+  return job.status == wanted or place == wanted or (wanted == 'waiting' and (place == 'queue' or place == 'delayed'))
 end
 
 local findings = {}
 for _, id in ipairs(cmsgpack.unpack(ARGV[4])) do
-  if redis.call('ZSCORE', index_key, id) then
-    local job = load(id, {'status', 'queue'})
+  if score(index_key, id) then
+    local readable, job = pcall(load, id, {'status', 'queue', 'worker'})
+    if not readable then
+      job = {}
+    end
     if not job.status then
       findings[#findings + 1] = {id, 'hash_missing', 'named by ' .. ARGV[1] .. ' but there is no such job'}
     elseif not agrees(job) then

@@ -5,8 +5,8 @@
 -- Returns: per id [status or '', finding code, detail, ...]
 -- Transitions: none
 -- Flags: no-writes
--- Uses: job, place_names
-local STATE_FIELDS = {'status', 'queue', 'priority', 'worker', 'input'}
+-- Uses: job, place_names, peek
+local STATE_FIELDS = {'status', 'queue', 'priority', 'worker', 'input', 'task', 'created', 'attempt', 'expires'}
 
 local function audit_one(id)
   local job = load(id, STATE_FIELDS)
@@ -19,13 +19,19 @@ local function audit_one(id)
     findings[#findings + 1] = detail
   end
   local place = PLACES[job.status]
-  if not place or not job.queue or not job.priority then
-    find('damaged_hash', 'status, queue or priority is missing or unknown')
+  for _, name in ipairs({'queue', 'priority', 'task', 'created'}) do
+    if not job[name] then
+      find('damaged_hash', 'the job has no ' .. name)
+      return findings
+    end
+  end
+  if not place then
+    find('damaged_hash', 'the status ' .. job.status .. ' is unknown')
     return findings
   end
   local places, right = {}, false
   local function look(name, key, is_right)
-    if redis.call('ZSCORE', key, id) then
+    if score(key, id) then
       places[#places + 1] = name
       right = right or is_right
     end
@@ -48,14 +54,17 @@ local function audit_one(id)
   elseif not right then
     find('wrong_place', 'the job is ' .. job.status .. ' but in ' .. places[1])
   end
-  if place == 'running' and (not job.worker or not redis.call('ZSCORE', K.held(job.worker), id)) then
+  if place == 'running' and (not job.worker or not score(K.held(job.worker), id)) then
     find('not_held', 'the job runs but its worker is not known to hold it')
   end
-  local expires = redis.call('ZSCORE', K.expire, id)
+  local expires = score(K.expire, id)
   if place == 'final' and not expires then
     find('no_expiry', 'the job is ' .. job.status .. ' and would never be removed')
   elseif place ~= 'final' and expires then
     find('wrong_expiry', 'the job is ' .. job.status .. ' and would be removed')
+  end
+  if job.expires and (place == 'queue' or place == 'delayed') and tonumber(job.attempt or 0) == 0 and not score(K.expiry, id) then
+    find('no_deadline', 'the job has an expiry time but would not expire')
   end
   if not job.input and redis.call('EXISTS', K.input(id)) == 0 then
     find('no_input', 'the job has no input')

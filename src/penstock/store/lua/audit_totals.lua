@@ -5,7 +5,7 @@
 -- Returns: per finding [name, code, detail]
 -- Transitions: none
 -- Flags: no-writes
--- Uses: place_names
+-- Uses: peek
 local findings = {}
 local function compare(name, counted, actual)
   if counted ~= actual then
@@ -13,26 +13,34 @@ local function compare(name, counted, actual)
   end
 end
 
+local function list(answer)
+  return answer.err and {} or answer
+end
+
 local sums = {running = 0, delayed = 0, finished = 0}
-local gauges = redis.call('HGETALL', K.gauges)
+local gauges = list(redis.pcall('HGETALL', K.gauges))
 for index = 1, #gauges, 2 do
   local name = string.match(gauges[index], '^(%w+):')
-  if name and sums[name] then
-    sums[name] = sums[name] + tonumber(gauges[index + 1])
+  local count = tonumber(gauges[index + 1])
+  if not count or count < 0 then
+    findings[#findings + 1] = {'gauges ' .. gauges[index], 'wrong_counter', 'says ' .. gauges[index + 1]}
+  elseif name and sums[name] then
+    sums[name] = sums[name] + count
   end
 end
-compare('gauges running', sums.running, redis.call('ZCARD', K.running))
-compare('gauges delayed', sums.delayed, redis.call('ZCARD', K.delayed))
+compare('gauges running', sums.running, size(K.running))
+compare('gauges delayed', sums.delayed, size(K.delayed))
 
-local finished = 0
-for _, queue in ipairs(redis.call('SMEMBERS', K.queues)) do
+local finished, listed = 0, {}
+for _, queue in ipairs(list(redis.pcall('SMEMBERS', K.queues))) do
   for _, status in ipairs({'completed', 'cancelled', 'expired'}) do
-    finished = finished + redis.call('ZCARD', K.final(status, queue))
+    finished = finished + size(K.final(status, queue))
   end
   local holds_work = false
   for _, priority in ipairs({'critical', 'high', 'normal', 'low'}) do
-    local depth = redis.call('ZCARD', K.queue(queue, priority))
-    compare('ready ' .. queue .. ':' .. priority, tonumber(redis.call('ZSCORE', K.ready, queue .. ':' .. priority) or 0), depth)
+    listed[queue .. ':' .. priority] = true
+    local depth = size(K.queue(queue, priority))
+    compare('ready ' .. queue .. ':' .. priority, tonumber(score(K.ready, queue .. ':' .. priority) or 0), depth)
     holds_work = holds_work or depth > 0
   end
   if holds_work and redis.call('EXISTS', K.marker(queue)) == 0 then
@@ -40,4 +48,9 @@ for _, queue in ipairs(redis.call('SMEMBERS', K.queues)) do
   end
 end
 compare('gauges finished', sums.finished, finished)
+for _, member in ipairs(list(redis.pcall('ZRANGE', K.ready, 0, -1))) do
+  if not listed[member] then
+    findings[#findings + 1] = {'ready ' .. member, 'unlisted_queue', 'jobs of this queue are not listed'}
+  end
+end
 return findings

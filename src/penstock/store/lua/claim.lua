@@ -10,8 +10,9 @@ local request, bounds = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
 local worker, nonce, limit, lease_ms, queues, window_start = request[1], request[2], request[3], request[4], request[5], request[7]
 local retention = {ms = bounds[4], failed_ms = bounds[5]}
 local LOOK, TASK_LIVE_MS = 200, 60000
-local NAMES = {'status', 'queue', 'priority', 'attempt', 'counted', 'lost', 'task', 'type', 'created', 'head', 'input', 'expires', 'no_handler',
-  'redriven', 'retention', 'watch'}
+-- What a claim needs of each job; the rest is read only where a job is not handed out.
+local NAMES = {'status', 'queue', 'priority', 'attempt', 'counted', 'lost', 'task', 'type', 'created', 'head', 'input', 'expires'}
+local REST = {'no_handler', 'redriven', 'retention', 'watch'}
 local jobs, skipped, deferred, bytes_left = {}, 0, 0, bounds[2]
 
 local known
@@ -43,15 +44,25 @@ local function small_input(id, job)
   return redis.call('GET', K.input(id))
 end
 
+local function load_rest(id, job)
+  for name, value in pairs(load(id, REST)) do
+    job[name] = value
+  end
+end
+
 -- Return 'claimed', 'skipped' (still in its place) or 'gone' (left its place).
 local function claim_one(queue_key, id)
   local job = load(id, NAMES)
+  if job.status and not (job.task and job.created) then
+    error('the job is damaged: it has no task or no creation time')
+  end
   if job.status ~= 'queued' then
     -- No such job, or one that is elsewhere: the hash is the truth, so only this stray entry goes.
     redis.call('ZREM', queue_key, id)
     return 'gone'
   end
   if job.expires and now >= tonumber(job.expires) and tonumber(job.attempt or 0) == 0 then
+    load_rest(id, job)
     finish(id, job, 'expired', {}, retention)
     return 'gone'
   end
@@ -60,6 +71,7 @@ local function claim_one(queue_key, id)
     if known_elsewhere(name) then
       return 'skipped'
     end
+    load_rest(id, job)
     if now - math.max(tonumber(job.created), tonumber(job.redriven or 0)) >= bounds[3] then
       finish(id, job, 'failed', {'reason', 'unknown_task'}, retention)
       return 'gone'
@@ -72,6 +84,8 @@ local function claim_one(queue_key, id)
     return 'gone'
   end
   local deadline = now + lease_ms
+  -- Read before the first write: a damaged input must not make a job run that nobody was handed.
+  local input = small_input(id, job)
   job.worker = worker
   job.attempt = tonumber(job.attempt or 0) + 1
   move(id, job, 'running', deadline, {'attempt', job.attempt, 'nonce', nonce, 'worker', worker, 'started', now})
@@ -80,7 +94,7 @@ local function claim_one(queue_key, id)
   end
   add(counts, 'started', job.queue, 1)
   jobs[#jobs + 1] = {id, job.attempt, job.counted or 0, job.lost or 0, job.task, job.type or 'task', job.queue, job.priority, job.created,
-    deadline, job.head or '', small_input(id, job)}
+    deadline, job.head or '', input}
   return 'claimed'
 end
 
@@ -95,7 +109,9 @@ local function window(queue_key, from)
     end
     for index = 1, #ids do
       looked = looked + 1
-      if claim_one(queue_key, ids[index]) == 'skipped' then
+      local ok, outcome = pcall(claim_one, queue_key, ids[index])
+      if not ok or outcome == 'skipped' then
+        -- A damaged job stays like one of another worker's, and must not stop the rest; the auditor names it.
         stayed = stayed + 1
       else
         moved = moved + 1
@@ -112,19 +128,34 @@ for p = 1, 4 do
     members[#members + 1] = queues[q] .. ':' .. PRIORITIES[p]
   end
 end
-local depths = #members > 0 and redis.call('ZMSCORE', K.ready, unpack(members)) or {}
+local function serve(queue, priority)
+  local queue_key = K.queue(queue, priority)
+  local moved, stayed = window(queue_key, 0)
+  touch({queue = queue, priority = priority})
+  local depth = moved == 0 and stayed >= LOOK and redis.call('ZCARD', queue_key) or 0
+  if depth > stayed then
+    window(queue_key, stayed + math.floor(window_start * (depth - stayed)))
+  end
+end
+
+-- In chunks, because Lua unpacks a few thousand values at most.
+local function ready_depths()
+  local depths = {}
+  for start = 1, #members, 4000 do
+    for _, depth in ipairs(redis.call('ZMSCORE', K.ready, unpack(members, start, math.min(start + 3999, #members)))) do
+      depths[#depths + 1] = depth
+    end
+  end
+  return depths
+end
+
+local depths = ready_depths()
 local index = 0
 for p = 1, 4 do
   for q = 1, #queues do
     index = index + 1
     if depths[index] and #jobs < limit then
-      local queue_key = K.queue(queues[q], PRIORITIES[p])
-      touch({queue = queues[q], priority = PRIORITIES[p]})
-      local moved, stayed = window(queue_key, 0)
-      local depth = moved == 0 and stayed >= LOOK and redis.call('ZCARD', queue_key) or 0
-      if depth > stayed then
-        window(queue_key, stayed + math.floor(window_start * (depth - stayed)))
-      end
+      pcall(serve, queues[q], PRIORITIES[p])
     end
   end
 end
@@ -132,7 +163,7 @@ flush()
 
 -- The woken worker took a marker; set each again where work is left, so that a wake-up is never lost with one worker.
 local remaining = 0
-depths = #members > 0 and redis.call('ZMSCORE', K.ready, unpack(members)) or {}
+depths = ready_depths()
 for q = 1, #queues do
   local holds_work = depths[q] or depths[#queues + q] or depths[2 * #queues + q] or depths[3 * #queues + q]
   if holds_work then

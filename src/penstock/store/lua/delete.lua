@@ -16,7 +16,7 @@ local function delete_one(id)
   if PLACES[job.status] ~= 'final' then
     return {'conflict', job.status, ''}
   end
-  leave(id, job)
+  leave(id, job, job.status)
   remove_job(id)
   return {'done', job.status, ''}
 end

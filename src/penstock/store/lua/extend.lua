@@ -15,7 +15,7 @@ local function extend_one(item)
     return {'stale'}
   end
   local deadline = now + lease_ms
-  redis.call('ZADD', K.running, 'XX', deadline, id)
+  redis.call('ZADD', K.running, deadline, id)
   if item[4] ~= '' then
     redis.call('HSET', K.job(id), 'progress', item[4])
   end

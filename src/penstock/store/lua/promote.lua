@@ -10,7 +10,7 @@ local limit = tonumber(ARGV[1])
 local retention = {ms = tonumber(ARGV[2]), failed_ms = tonumber(ARGV[3])}
 local queued, expired = 0, 0
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.delayed, '-inf', now, 'LIMIT', 0, limit)) do
+local function queue_due(id)
   local job = load(id, CORE)
   if PLACES[job.status] == 'delayed' then
     local seq = next_seq(limit)
@@ -21,7 +21,8 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.delayed, '-inf', now, 'LIMIT',
     redis.call('ZREM', K.delayed, id)
   end
 end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.expiry, '-inf', now, 'LIMIT', 0, limit)) do
+
+local function expire_late(id)
   local job = load(id, CORE)
   local place = PLACES[job.status]
   if (place == 'queue' or place == 'delayed') and tonumber(job.attempt or 0) == 0 then
@@ -31,5 +32,8 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.expiry, '-inf', now, 'LIMIT', 
     redis.call('ZREM', K.expiry, id)
   end
 end
+
+sweep(K.delayed, limit, queue_due)
+sweep(K.expiry, limit, expire_late)
 flush()
 return {queued, expired, next_due(), now}

@@ -16,9 +16,9 @@ for _, member in ipairs(redis.call('ZRANGE', K.ready, 0, -1)) do
   set_marker(string.match(member, '^(.*):%l+$'), true)
 end
 
-local sweep = redis.call('HMGET', K.meta, 'swept_at', 'reap_from')
-local gap = sweep[1] and now - tonumber(sweep[1])
-local reap_from = tonumber(sweep[2] or 0)
+local last = redis.call('HMGET', K.meta, 'swept_at', 'reap_from')
+local gap = last[1] and now - tonumber(last[1])
+local reap_from = tonumber(last[2] or 0)
 if not gap or gap > GAP_MS or gap < 0 then
   reap_from = now + grace_ms
 end
@@ -28,7 +28,7 @@ if now < reap_from then
 end
 
 local answers = {}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.running, '-inf', now, 'LIMIT', 0, limit)) do
+local function give_back(id)
   local job = load(id, CORE)
   if job.status ~= 'running' then
     redis.call('ZREM', K.running, id)
@@ -50,5 +50,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.running, '-inf', now, 'LIMIT',
     answers[#answers + 1] = {id, job.status}
   end
 end
+
+sweep(K.running, limit, give_back)
 flush()
 return answers

@@ -13,21 +13,29 @@ for _, id in ipairs(cmsgpack.unpack(ARGV[2])) do
   named[id] = true
 end
 local given_back = 0
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.held(worker), '-inf', now - min_age_ms)) do
+
+local function give_back(id)
+  local job = load(id, CORE)
+  if job.status ~= 'running' or job.worker ~= worker then
+    redis.call('ZREM', K.held(worker), id)
+    return
+  end
+  local fields = {}
+  record(id, job, fields, 'released')
+  if job.cancel then
+    finish(id, job, 'cancelled', fields, retention)
+  else
+    move(id, job, 'queued', job.seq, fields)
+  end
+  given_back = given_back + 1
+end
+
+-- Without a least age all of it, also what was claimed before the clock went back.
+local claimed_until = min_age_ms > 0 and now - min_age_ms or '+inf'
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.held(worker), '-inf', claimed_until)) do
   if not named[id] and given_back < limit then
-    local job = load(id, CORE)
-    if job.status ~= 'running' or job.worker ~= worker then
-      redis.call('ZREM', K.held(worker), id)
-    else
-      local fields = {}
-      record(id, job, fields, 'released')
-      if job.cancel then
-        finish(id, job, 'cancelled', fields, retention)
-      else
-        move(id, job, 'queued', job.seq, fields)
-      end
-      given_back = given_back + 1
-    end
+    -- A damaged job must not stop the rest; the auditor names it.
+    pcall(give_back, id)
   end
 end
 flush()

@@ -8,11 +8,18 @@
 -- Uses: time, job, place_names, place
 local items = cmsgpack.unpack(ARGV[1])
 
+-- The id whose keys are being written.
+local begun
+
 local function submit_one(item)
   local id, task, job_type, queue, priority, input, options = item[1], item[2], item[3], item[4], item[5], item[6], item[7]
-  local standing = load(id, {'status', 'created', 'due', 'expires'})
-  if standing.status then
-    return {'exists', standing.status, standing.created, standing.due or '', standing.expires or ''}
+  -- EXISTS first: the common answer is no, at a third of the cost.
+  if redis.call('EXISTS', K.job(id)) == 1 then
+    local standing = load(id, {'status', 'created', 'due', 'expires'})
+    if not (standing.status and standing.created) then
+      error('the job that stands under this id is damaged')
+    end
+    return {'exists', standing.status, standing.created, PLACES[standing.status] == 'delayed' and standing.due or '', standing.expires or ''}
   end
   local due = item[8] or (item[9] and now + item[9])
   local expires = item[10] or (item[11] and now + item[11]) or nil
@@ -29,31 +36,48 @@ local function submit_one(item)
   end
   fields[2] = job.status
   fields[#fields + 1] = at
-  for name, value in pairs({type = job_type ~= 'task' and job_type or nil, head = options ~= '' and options or nil,
-    expires = expires, retention = item[12] or nil}) do
-    fields[#fields + 1] = name
-    fields[#fields + 1] = value
+  local function put(name, value)
+    if value then
+      fields[#fields + 1] = name
+      fields[#fields + 1] = value
+    end
   end
+  put('type', job_type ~= 'task' and job_type)
+  put('head', options ~= '' and options)
+  put('expires', expires)
+  put('retention', item[12])
+  begun = id
   put_value(fields, 'input', K.input(id), input)
   redis.call('HSET', K.job(id), unpack(fields))
-  enter(id, job, at)
+  enter(id, job, job.status, at)
   add(counts, 'submitted', queue, 1)
   return {'created', job.status, now, due or '', expires or ''}
 end
 
-local answers, new_queues = {}, {}
-for index = 1, #items do
-  local answer = guarded(submit_one, items[index])
-  if answer[1] == 'error' then
-    -- Redis does not roll back: what this item wrote before its error must not stay as half a job.
-    remove_job(items[index][1])
-  else
-    new_queues[items[index][4]] = true
+-- Redis does not roll back: what an item wrote before its error must not stay as half a job.
+local function take_back(id, queue, priority)
+  remove_job(id)
+  for _, index_key in ipairs({K.queue(queue, priority), K.delayed, K.expiry}) do
+    redis.pcall('ZREM', index_key, id)
   end
-  answers[index] = answer
 end
-for queue in pairs(new_queues) do
-  redis.call('SADD', K.queues, queue)
+
+-- First, so that no job ever stands in a queue that nobody lists.
+local known_queues = {}
+for index = 1, #items do
+  local queue = items[index][4]
+  if not known_queues[queue] then
+    known_queues[queue] = true
+    redis.call('SADD', K.queues, queue)
+  end
+end
+local answers = {}
+for index = 1, #items do
+  local item = items[index]
+  answers[index] = guarded(submit_one, item)
+  if answers[index][1] == 'error' and begun == item[1] then
+    take_back(item[1], item[4], item[5])
+  end
 end
 flush()
 return answers

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from penstock.core.errors import StoreError
 from penstock.core.ids import JobId, Token
 from penstock.core.job import (
     Attempt,
@@ -35,7 +36,7 @@ STATES = {state.value.encode(): state for state in State}
 PRIORITIES = {priority.value.encode(): priority for priority in Priority}
 
 
-class ItemError(Exception):
+class ItemError(StoreError):
     """Say that the store could not handle one item of a batch; the rest was handled."""
 
 
@@ -81,8 +82,15 @@ def submitted(job_id: JobId, answer: Sequence[Any]) -> Submitted | Exception:
     )
 
 
-def claimed_job(fields: Sequence[Any], nonce: str) -> ClaimedJob:
-    """Read one job of the claim script's answer."""
+def claimed_job(fields: Sequence[Any], nonce: str) -> ClaimedJob | None:
+    """Read one job of the claim script's answer; None when it is damaged: its lease lapses, and the rest runs."""
+    try:
+        return _claimed_job(fields, nonce)
+    except (ValueError, KeyError):
+        return None
+
+
+def _claimed_job(fields: Sequence[Any], nonce: str) -> ClaimedJob:
     job_id, attempt, counted, lost, task, job_type, queue, priority, created, deadline, options, job_input = fields
     return ClaimedJob(
         token=Token(JobId(job_id.decode()), attempt, nonce),
@@ -137,7 +145,8 @@ def _attempts(fields: Mapping[bytes, bytes], state: State, attempt: int) -> tupl
     records = []
     for name, value in fields.items():
         if name[:1] == b"e" and name[1:].isdigit():
-            outcome, started, finished, worker, error = value.split(b"|", 4)
+            outcome, started, finished, length, rest = value.split(b"|", 4)
+            worker, error = rest[: int(length)], rest[int(length) :]
             records.append(
                 Attempt(
                     attempt=int(name[1:]),

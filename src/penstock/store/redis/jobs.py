@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from penstock.core.errors import StoreUnavailable
 from penstock.core.ids import JobId, WorkerName, partition_of
 from penstock.core.job import (
     Changed,
@@ -95,19 +94,14 @@ class RedisJobs:
 
     def _submit_call(self, partition: int) -> Callable[[Sequence[NewJob]], Awaitable[list[Submitted | Exception]]]:
         async def call(jobs: Sequence[NewJob]) -> list[Submitted | Exception]:
-            answers: list[Submitted | Exception | None] = [None] * len(jobs)
-            packed, indexes = [], []
-            for index, job in enumerate(jobs):
-                try:
-                    packed.append(new_job_item(job))
-                except UnicodeDecodeError as error:
-                    answers[index] = error
-                else:
-                    indexes.append(index)
-            replies = await self._connection.script("submit", partition, pack(packed)) if packed else []
-            for index, reply in zip(indexes, replies, strict=True):
-                answers[index] = submitted(jobs[index].id, reply)
-            return [answer if answer is not None else ItemError("no answer") for answer in answers]
+            packed, answers = _pack_items(jobs, new_job_item)
+            if packed is None:
+                return [answers[index] for index in range(len(jobs))]
+            replies = iter(await self._connection.script("submit", partition, packed))
+            return [
+                answers[index] if index in answers else submitted(job.id, next(replies))
+                for index, job in enumerate(jobs)
+            ]
 
         return call
 
@@ -140,7 +134,7 @@ class RedisJobs:
         )
         now_ms, due, skipped, deferred, remaining, jobs = answer
         return Claimed(
-            jobs=tuple(claimed_job(fields, request.nonce) for fields in jobs),
+            jobs=tuple(job for fields in jobs if (job := claimed_job(fields, request.nonce)) is not None),
             skipped=skipped,
             deferred=deferred,
             remaining=remaining == 1,
@@ -172,9 +166,8 @@ class RedisJobs:
                     for item in part[start : start + SCRIPT_ITEMS]
                 ]
                 for answer in await self._connection.script("extend", partition, pack(packed), lease_ms):
-                    if answer[0] == b"error":
-                        raise ItemError(answer[1].decode(errors="replace"))
-                    alive = answer[0] != b"stale"
+                    # A damaged job cannot be renewed, and must not keep the others from being.
+                    alive = answer[0] not in (b"stale", b"error")
                     answers.append(
                         Extended(
                             deadline_ms=int(answer[0]) if alive else None,
@@ -209,11 +202,11 @@ class RedisJobs:
 
     def _settle_call(self, partition: int) -> Callable[[Sequence[Settle]], Awaitable[list[Settled | Exception]]]:
         async def call(items: Sequence[Settle]) -> list[Settled | Exception]:
-            packed = pack([settle_item(item) for item in items])
-            return [
-                settled(answer)
-                for answer in await self._connection.script("settle", partition, packed, *self._retention)
-            ]
+            packed, answers = _pack_items(items, settle_item)
+            if packed is None:
+                return [answers[index] for index in range(len(items))]
+            replies = iter(await self._connection.script("settle", partition, packed, *self._retention))
+            return [answers[index] if index in answers else settled(next(replies)) for index in range(len(items))]
 
         return call
 
@@ -290,9 +283,34 @@ class RedisJobs:
             )
 
 
+def _pack_items(
+    items: Sequence[Item], to_fields: Callable[[Item], list[Any]]
+) -> tuple[bytes | None, dict[int, Exception]]:
+    """Return the items packed for a script, None when none is left, and the errors of those that cannot be packed.
+
+    Callers share a script call, so that what one of them brings must not fail the others: text that is not UTF-8,
+    a number beyond 64 bits.
+    """
+    try:
+        return pack([to_fields(item) for item in items]), {}
+    except (UnicodeError, OverflowError):
+        pass
+    good: list[list[Any]] = []
+    errors: dict[int, Exception] = {}
+    for index, item in enumerate(items):
+        try:
+            fields = to_fields(item)
+            pack(fields)
+        except (UnicodeError, OverflowError) as error:
+            errors[index] = error
+        else:
+            good.append(fields)
+    return (pack(good) if good else None), errors
+
+
 def _raise_store_errors(answers: Sequence[Any]) -> list[Any]:
     """Raise when the whole call failed; errors of single items stay in their places."""
     for answer in answers:
-        if isinstance(answer, BaseException) and not isinstance(answer, ItemError | UnicodeDecodeError):
-            raise answer if isinstance(answer, Exception) else StoreUnavailable("the call was cut off") from answer
+        if isinstance(answer, Exception) and not isinstance(answer, ItemError | UnicodeError | OverflowError):
+            raise answer
     return list(answers)

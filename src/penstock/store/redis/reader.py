@@ -258,7 +258,7 @@ class RedisReader:
 
     async def _live(self, key: str, max_age_ms: int) -> dict[bytes, int]:
         now_ms = await self.now_ms()
-        flat = await self._connection.command("ZRANGEBYSCORE", key, now_ms - max_age_ms, "+inf", "WITHSCORES")
+        flat = await self._connection.command("ZRANGEBYSCORE", key, f"({now_ms - max_age_ms}", "+inf", "WITHSCORES")
         return {name: int(float(score)) for name, score in _pairs(flat)}
 
 

@@ -29,11 +29,13 @@ local function remove_job(id)
   redis.call('DEL', K.job(id), K.input(id), K.result(id))
 end
 
--- Record how the job's latest attempt ended; only the newest records are kept. Errors are opaque JSON.
+-- Record how the job's latest attempt ended; only the newest records are kept. Errors are opaque JSON; the worker's name may
+-- hold any character, so its length stands before it.
 local function record(id, job, fields, outcome, error_json)
   local attempt = tonumber(job.attempt)
   fields[#fields + 1] = 'e' .. attempt
-  fields[#fields + 1] = outcome .. '|' .. (job.started or '') .. '|' .. now .. '|' .. (job.worker or '') .. '|' .. (error_json or '')
+  local worker = job.worker or ''
+  fields[#fields + 1] = outcome .. '|' .. (job.started or '') .. '|' .. now .. '|' .. #worker .. '|' .. worker .. (error_json or '')
   if attempt > 20 then
     redis.call('HDEL', K.job(id), 'e' .. (attempt - 20))
   end

@@ -16,15 +16,16 @@ local function touch(job)
   priorities[job.priority] = true
 end
 
-local function final_key(job)
-  if job.status == 'failed' then
+local function final_key(job, status)
+  if status == 'failed' then
     return K.dead(job.queue)
   end
-  return K.final(job.status, job.queue)
+  return K.final(status, job.queue)
 end
 
-local function leave(id, job)
-  local place = PLACES[job.status]
+-- Take a job out of the place that belongs to `status`.
+local function leave(id, job, status)
+  local place = PLACES[status]
   if place == 'queue' then
     redis.call('ZREM', K.queue(job.queue, job.priority), id)
     touch(job)
@@ -36,9 +37,9 @@ local function leave(id, job)
     redis.call('ZREM', K.held(job.worker), id)
     add(gauges, 'running', job.queue, -1)
   elseif place == 'final' then
-    redis.call('ZREM', final_key(job), id)
+    redis.call('ZREM', final_key(job, status), id)
     redis.call('ZREM', K.expire, id)
-    if job.status ~= 'failed' then
+    if status ~= 'failed' then
       add(gauges, 'finished', '', -1)
     end
   end
@@ -55,9 +56,13 @@ local function notify(id, job)
   redis.call('HDEL', K.job(id), 'watch')
 end
 
--- `at` is the score: seq, due time, lease deadline or finish time. `keep_ms` is how long a final job is kept.
-local function enter(id, job, at, keep_ms)
-  local place = PLACES[job.status]
+-- Put a job into the place that belongs to `status`. `at` is the score: seq, due time, lease deadline or finish time.
+-- `keep_ms` is how long a final job is kept.
+local function enter(id, job, status, at, keep_ms)
+  local place = PLACES[status]
+  if not job.queue then
+    error('the job is damaged: it has no queue')
+  end
   if place == 'queue' then
     redis.call('ZADD', K.queue(job.queue, job.priority), at, id)
     touch(job)
@@ -72,9 +77,9 @@ local function enter(id, job, at, keep_ms)
     redis.call('ZADD', K.held(job.worker), now, id)
     add(gauges, 'running', job.queue, 1)
   elseif place == 'final' then
-    redis.call('ZADD', final_key(job), at, id)
+    redis.call('ZADD', final_key(job, status), at, id)
     redis.call('ZADD', K.expire, at + keep_ms, id)
-    if job.status ~= 'failed' then
+    if status ~= 'failed' then
       add(gauges, 'finished', '', 1)
     end
     if job.watch then
@@ -91,11 +96,13 @@ local function enter(id, job, at, keep_ms)
 end
 
 -- Move a job to another status; `fields` are written to its hash in the same breath.
+-- It enters before it leaves: should a damaged key stop the script in between, the job is found twice, never nowhere, and
+-- whoever meets the entry that its hash does not agree with removes it.
 local function move(id, job, status, at, fields, keep_ms)
-  leave(id, job)
-  job.status = status
+  enter(id, job, status, at, keep_ms)
   redis.call('HSET', K.job(id), 'status', status, unpack(fields))
-  enter(id, job, at, keep_ms)
+  leave(id, job, job.status)
+  job.status = status
 end
 
 -- Final jobs are kept for the job's own retention, else the state's; 0 keeps a tombstone of 60 s.
@@ -133,16 +140,9 @@ end
 
 local PRIORITIES = {'critical', 'high', 'normal', 'low'}
 
--- Write what the moves of this call added up to. Call it once, last.
+-- Write what the moves of this call added up to. Call it once, last. What wakes workers comes first; a damaged counter
+-- stops nothing.
 local function flush()
-  for field, amount in pairs(counts) do
-    redis.call('HINCRBY', K.counters, field, amount)
-  end
-  for field, amount in pairs(gauges) do
-    if amount ~= 0 then
-      redis.call('HINCRBY', K.gauges, field, amount)
-    end
-  end
   for queue, priorities in pairs(touched) do
     local members = {}
     for index = 1, 4 do
@@ -166,6 +166,14 @@ local function flush()
       redis.call('RPUSH', K.due, '1')
     end
   end
+  for field, amount in pairs(counts) do
+    redis.pcall('HINCRBY', K.counters, field, amount)
+  end
+  for field, amount in pairs(gauges) do
+    if amount ~= 0 then
+      redis.pcall('HINCRBY', K.gauges, field, amount)
+    end
+  end
 end
 
 local function next_due()
@@ -173,9 +181,19 @@ local function next_due()
   return first[2] or ''
 end
 
+-- Run `one` for each id that is due in an index. A damaged job is put off for a minute, so that it neither stops the sweep nor
+-- is met again at once; the auditor names it.
+local function sweep(index_key, limit, one)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', index_key, '-inf', now, 'LIMIT', 0, limit)) do
+    if not pcall(one, id) then
+      redis.pcall('ZADD', index_key, 'XX', now + 60000, id)
+    end
+  end
+end
+
 -- Run `one` for an item; an error becomes the item's answer and does not stop the rest.
-local function guarded(one, item)
-  local ok, answer = pcall(one, item)
+local function guarded(one, ...)
+  local ok, answer = pcall(one, ...)
   if ok then
     return answer
   end

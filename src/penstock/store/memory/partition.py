@@ -1,0 +1,237 @@
+"""Hold the jobs of one partition, and the indexes that say where each of them is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from penstock.core.ids import JobId, Token, WorkerName
+from penstock.core.job import Attempt, ClaimRequest, JobOptions, Settle
+from penstock.core.limits import ATTEMPT_RECORDS, Limits
+from penstock.core.states import FINAL_STATES, PLACES, AttemptOutcome, Place, Priority, Reason, State
+from penstock.core.transitions import Event, next_state
+from penstock.store.memory.audit import audit
+from penstock.store.memory.index import Index
+from penstock.store.memory.signals import Signals
+
+#: What is kept of a job whose retention is 0, so that its waiters still find it.
+TOMBSTONE_MS = 60_000
+#: Events after which a job keeps its place in its queue; after any other it goes to the end.
+_KEEP_PLACE = frozenset({Event.RELEASE, Event.LAPSE})
+_COUNTED_AS = {
+    State.COMPLETED: "completed",
+    State.FAILED: "failed",
+    State.CANCELLED: "cancelled",
+    State.EXPIRED: "expired",
+}
+
+
+@dataclasses.dataclass(kw_only=True)
+class StoredJob:
+    """Hold one job; times are Unix ms."""
+
+    id: JobId
+    state: State
+    task: str
+    type: str
+    queue: str
+    priority: Priority
+    input: bytes
+    options: JobOptions
+    created_at_ms: int
+    expires_at_ms: int | None
+    retention_ms: int | None
+    attempt: int = 0
+    counted: int = 0
+    lost: int = 0
+    no_handler: int = 0
+    seq: int = 0
+    due_ms: int = 0
+    deadline_ms: int = 0
+    nonce: str = ""
+    worker: WorkerName | None = None
+    started_at_ms: int | None = None
+    finished_at_ms: int | None = None
+    redriven_at_ms: int = 0
+    cancel_requested_at_ms: int | None = None
+    result: bytes | None = None
+    progress: bytes | None = None
+    reason: Reason | None = None
+    settled: str | None = None
+    attempts: dict[int, tuple[Attempt, bytes]] = dataclasses.field(default_factory=dict)
+
+    def is_held_by(self, token: Token) -> bool:
+        """Tell whether a token is the one of the running attempt."""
+        return self.state is State.RUNNING and self.matches(token)
+
+    def matches(self, token: Token) -> bool:
+        """Tell whether a token is the one of the latest attempt, ended or not."""
+        return self.attempt == token.attempt and self.nonce == token.nonce
+
+
+class Partition:
+    """Move jobs between places. ``move`` is the only way from one to another."""
+
+    def __init__(self, number: int, limits: Limits, signals: Signals) -> None:
+        self.number = number
+        self.limits = limits
+        self.signals = signals
+        self.jobs: dict[JobId, StoredJob] = {}
+        self.queues: defaultdict[tuple[str, Priority], Index] = defaultdict(Index)
+        self.delayed = Index()
+        self.running = Index()
+        self.held: defaultdict[WorkerName, Index] = defaultdict(Index)
+        self.final: defaultdict[tuple[State, str], Index] = defaultdict(Index)
+        #: All completed, cancelled and expired jobs, by finish time.
+        self.finished = Index()
+        #: Final jobs by when they are pruned.
+        self.expire = Index()
+        #: Jobs never started that have an ``expires_at``, by it.
+        self.expiry = Index()
+        self.known_queues: set[str] = set()
+        self.counters: Counter[tuple[str, str]] = Counter()
+        self.swept_at_ms: int | None = None
+        self.reap_from_ms = 0
+        self._seq = 0
+
+    def create(self, job: StoredJob, event: Event) -> None:
+        """Put a new job into its first place."""
+        job.state = next_state(None, event)
+        self.jobs[job.id] = job
+        self.counters["submitted", job.queue] += 1
+        self._enter(job, event, job.created_at_ms)
+
+    def move(self, job: StoredJob, event: Event, now_ms: int) -> None:
+        """Take a job from its place to the next state's; ``due_ms``, ``deadline_ms`` and ``worker`` are set before."""
+        state = next_state(job.state, event)
+        self._leave(job)
+        job.state = state
+        self._enter(job, event, now_ms)
+
+    def remove(self, job: StoredJob) -> None:
+        """Forget a job."""
+        self._leave(job)
+        del self.jobs[job.id]
+        self.signals.finished()
+
+    def start(self, job: StoredJob, request: ClaimRequest, now_ms: int) -> None:
+        """Begin the next attempt."""
+        job.attempt += 1
+        job.nonce = request.nonce
+        job.worker = request.worker
+        job.started_at_ms = now_ms
+        job.deadline_ms = now_ms + request.lease_ms
+        job.progress = None
+        self.counters["started", job.queue] += 1
+        self.move(job, Event.CLAIM, now_ms)
+
+    def fail(self, job: StoredJob, reason: Reason, event: Event, now_ms: int) -> None:
+        """Move a job to the dead letter."""
+        job.reason = reason
+        self.move(job, event, now_ms)
+
+    def end_attempt(self, job: StoredJob, outcome: AttemptOutcome, now_ms: int, error: bytes = b"") -> None:
+        """Record how the latest attempt ended."""
+        ended = self.latest_attempt(job, outcome, now_ms)
+        job.attempts[job.attempt] = (ended, error)
+        while len(job.attempts) > ATTEMPT_RECORDS:
+            del job.attempts[min(job.attempts)]
+
+    def latest_attempt(
+        self, job: StoredJob, outcome: AttemptOutcome | None = None, finished_at_ms: int | None = None
+    ) -> Attempt:
+        """Describe the latest attempt."""
+        return Attempt(
+            attempt=job.attempt,
+            worker=job.worker or "",
+            started_at_ms=job.started_at_ms,
+            finished_at_ms=finished_at_ms,
+            outcome=outcome,
+        )
+
+    def give_back(self, job: StoredJob, now_ms: int, item: Settle | None = None) -> None:
+        """Put a running job back to its own place uncounted, or cancel it when that was requested."""
+        error = item.value if item else b""
+        if job.cancel_requested_at_ms is not None:
+            self.end_attempt(job, AttemptOutcome.CANCELLED if item else AttemptOutcome.RELEASED, now_ms, error)
+            self.move(job, Event.CANCEL, now_ms)
+        else:
+            self.end_attempt(job, AttemptOutcome.RELEASED, now_ms, error)
+            self.move(job, Event.RELEASE, now_ms)
+
+    def holds_work(self, queue: str) -> bool:
+        """Tell whether a queue holds a job at any priority."""
+        return any(self.queues[queue, priority] for priority in Priority)
+
+    def mark(self, queue: str) -> None:
+        """Keep: a queue holds a job just when its marker is set, until a waiter takes it."""
+        self.signals.mark(self.number, queue, holds_work=self.holds_work(queue))
+
+    def gauge(self, index: Index, queue: str) -> int:
+        """Count a queue's jobs in an index of many queues."""
+        return sum(self.jobs[job_id].queue == queue for job_id in index)
+
+    def indexes(self) -> Iterator[tuple[str, Index, frozenset[State]]]:
+        """Return each place's indexes with the states that may stand in it."""
+        for (queue, priority), index in self.queues.items():
+            yield f"queue:{queue}:{priority.value}", index, frozenset({State.QUEUED})
+        yield "delayed", self.delayed, frozenset({State.SCHEDULED, State.RETRYING})
+        yield "running", self.running, frozenset({State.RUNNING})
+        for (state, queue), index in self.final.items():
+            yield f"final:{state.value}:{queue}", index, frozenset({state})
+
+    def audit(self) -> list[str]:
+        """Name everything that is not as it must be; empty when all is well."""
+        return audit(self)
+
+    def _leave(self, job: StoredJob) -> None:
+        place = PLACES[job.state]
+        if place is Place.QUEUE:
+            self.queues[job.queue, job.priority].discard(job.id)
+            self.mark(job.queue)
+        elif place is Place.DELAYED:
+            self.delayed.discard(job.id)
+        elif place is Place.RUNNING:
+            assert job.worker is not None
+            self.running.discard(job.id)
+            self.held[job.worker].discard(job.id)
+        elif place is Place.FINAL:
+            self.final[job.state, job.queue].discard(job.id)
+            self.finished.discard(job.id)
+            self.expire.discard(job.id)
+
+    def _enter(self, job: StoredJob, event: Event, now_ms: int) -> None:
+        place = PLACES[job.state]
+        if place is Place.QUEUE:
+            if event not in _KEEP_PLACE:
+                self._seq += 1
+                job.seq = self._seq
+            self.queues[job.queue, job.priority].add(job.id, job.seq)
+            self.mark(job.queue)
+        elif place is Place.DELAYED:
+            self.delayed.add(job.id, job.due_ms)
+            if self.delayed.first_score() == job.due_ms:
+                self.signals.due_changed()
+        elif place is Place.RUNNING:
+            assert job.worker is not None
+            self.running.add(job.id, job.deadline_ms)
+            self.held[job.worker].add(job.id, now_ms)
+        elif place is Place.FINAL:
+            self._finish(job, now_ms)
+        if job.expires_at_ms is not None and job.attempt == 0 and job.state not in FINAL_STATES:
+            self.expiry.add(job.id, job.expires_at_ms)
+        else:
+            self.expiry.discard(job.id)
+
+    def _finish(self, job: StoredJob, now_ms: int) -> None:
+        job.finished_at_ms = now_ms
+        self.final[job.state, job.queue].add(job.id, now_ms)
+        keep_ms = job.retention_ms
+        if keep_ms is None:
+            keep_ms = self.limits.failed_retention_ms if job.state is State.FAILED else self.limits.retention_ms
+        self.expire.add(job.id, now_ms + (keep_ms or TOMBSTONE_MS))
+        if job.state is not State.FAILED:
+            self.finished.add(job.id, now_ms)
+        self.counters[_COUNTED_AS[job.state], job.queue] += 1
+        self.signals.finished()

@@ -1,0 +1,76 @@
+"""Do what time does to the jobs of one partition: promote, reap and prune."""
+
+from __future__ import annotations
+
+from penstock.core.ids import JobId
+from penstock.core.job import Promoted, Pruned, Reaped
+from penstock.core.limits import SECOND_MS
+from penstock.core.states import AttemptOutcome, Reason, State
+from penstock.core.transitions import Event
+from penstock.store.memory.partition import Partition
+
+REAP_GAP_MS = 5 * SECOND_MS
+REAP_GRACE_MS = 15 * SECOND_MS
+
+
+def promote(partition: Partition, limit: int, now_ms: int) -> Promoted:
+    """Queue what is due, then expire what was not started in time."""
+    due = partition.delayed.up_to(now_ms, limit)
+    for job_id in due:
+        partition.move(partition.jobs[job_id], Event.DUE, now_ms)
+    late = partition.expiry.up_to(now_ms, limit)
+    for job_id in late:
+        partition.move(partition.jobs[job_id], Event.EXPIRE, now_ms)
+    return Promoted(queued=len(due), expired=len(late), next_due_ms=partition.delayed.first_score(), now_ms=now_ms)
+
+
+def reap(partition: Partition, limit: int, now_ms: int) -> Reaped:
+    """Give back what lapsed, and mark queues that hold work."""
+    for queue in sorted(partition.known_queues):
+        partition.mark(queue)
+    gap_ms = None if partition.swept_at_ms is None else now_ms - partition.swept_at_ms
+    partition.swept_at_ms = now_ms
+    if gap_ms is None or not 0 <= gap_ms <= REAP_GAP_MS:
+        partition.reap_from_ms = now_ms + REAP_GRACE_MS
+    if now_ms < partition.reap_from_ms:
+        return Reaped()
+    outcomes: dict[State, list[JobId]] = {State.QUEUED: [], State.FAILED: [], State.CANCELLED: []}
+    for job_id in partition.running.up_to(now_ms, limit):
+        job = partition.jobs[job_id]
+        job.lost += 1
+        partition.counters["lost", job.queue] += 1
+        partition.end_attempt(job, AttemptOutcome.WORKER_LOST, now_ms)
+        if job.cancel_requested_at_ms is not None:
+            partition.move(job, Event.CANCEL, now_ms)
+        elif job.lost >= partition.limits.max_lost:
+            partition.counters["poisoned", job.queue] += 1
+            partition.fail(job, Reason.POISONED, Event.POISON, now_ms)
+        else:
+            partition.move(job, Event.LAPSE, now_ms)
+        outcomes[job.state].append(job_id)
+    return Reaped(
+        requeued=tuple(outcomes[State.QUEUED]),
+        poisoned=tuple(outcomes[State.FAILED]),
+        cancelled=tuple(outcomes[State.CANCELLED]),
+    )
+
+
+def prune(partition: Partition, limit: int, *, dead_cap: int, finished_cap: int, now_ms: int) -> Pruned:
+    """Remove final jobs past their retention, then the oldest above the caps."""
+    aged = partition.expire.up_to(now_ms, limit)
+    _remove(partition, aged)
+    dead: list[JobId] = []
+    for queue in sorted(partition.known_queues):
+        index = partition.final[State.FAILED, queue]
+        dead += index.slice(0, min(max(0, len(index) - dead_cap), limit - len(dead)))
+    _remove(partition, dead)
+    finished = partition.finished.slice(0, min(max(0, len(partition.finished) - finished_cap), limit))
+    _remove(partition, finished)
+    return Pruned(expired=len(aged), capped=len(dead) + len(finished))
+
+
+def _remove(partition: Partition, ids: list[JobId]) -> None:
+    for job_id in ids:
+        job = partition.jobs[job_id]
+        partition.counters["pruned", job.queue] += 1
+        partition.remove(job)

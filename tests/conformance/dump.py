@@ -1,0 +1,224 @@
+"""Read all that a namespace holds in Redis, and check it against itself: each job in one place, every index right."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter, defaultdict
+from typing import Any
+
+from penstock.core.ids import JobId
+from penstock.core.job import JobRecord
+from penstock.core.states import FINAL_STATES, PLACES, Priority, State
+from penstock.store.keys import KINDS
+from penstock.store.redis.codec import job_record
+from penstock.store.redis.connection import Connection
+
+_READS = {
+    "hash": ("HGETALL",),
+    "zset": ("ZRANGE", "0", "-1", "WITHSCORES"),
+    "string": ("GET",),
+    "list": ("LRANGE", "0", "-1"),
+    "set": ("SMEMBERS",),
+}
+_JOB_ID = re.compile(r"job:([0-9a-f-]{36})")
+_CODES = frozenset({"submitted", "started", "completed", "failed", "retried", "cancelled", "expired", "lost"}) | {
+    "poisoned",
+    "redriven",
+    "deferred",
+    "pruned",
+    "dropped",
+}
+
+
+_KINDS = [
+    (kind, re.compile(re.escape(description.pattern).replace(r"\{\}", r"[^:]+"))) for kind, description in KINDS.items()
+]
+
+
+def kind_of(name: str) -> str:
+    """Return the kind of a key from its name without the prefix."""
+    for kind, pattern in _KINDS:
+        if pattern.fullmatch(name):
+            return kind
+    raise AssertionError(f"no kind of key is named {name!r}")
+
+
+@dataclasses.dataclass
+class Dump:
+    """Hold the keys of one partition by kind and name, without the prefix."""
+
+    keys: dict[str, Any]
+    ttls: dict[str, int]
+
+    def __post_init__(self) -> None:
+        self._kinds = {name: kind_of(name) for name in sorted(self.keys)}
+
+    def zset(self, name: str) -> dict[str, int]:
+        """Return a sorted set's members in order with their scores."""
+        flat = self.keys.get(name, [])
+        pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
+        return {member.decode(): int(float(score)) for member, score in pairs}
+
+    def hash(self, name: str) -> dict[str, str]:
+        """Return a hash."""
+        return {field.decode(): value.decode() for field, value in self.raw_hash(name).items()}
+
+    def raw_hash(self, name: str) -> dict[bytes, bytes]:
+        """Return a hash as it is stored."""
+        flat = self.keys.get(name, [])
+        return dict(flat) if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
+
+    def named(self, kind: str) -> list[str]:
+        """Return the names of all keys of a kind."""
+        return [name for name, found in self._kinds.items() if found == kind]
+
+    def records(self) -> dict[JobId, JobRecord]:
+        """Return all jobs."""
+        running = self.zset("running")
+        found = {}
+        for name in self.named("job"):
+            job_id = JobId(name.removeprefix("job:"))
+            found[job_id] = job_record(
+                job_id,
+                self.raw_hash(name),
+                big_input=self.keys.get(f"job:{job_id}:in"),
+                big_result=self.keys.get(f"job:{job_id}:out"),
+                deadline=str(running[job_id]).encode() if job_id in running else None,
+            )
+        return found
+
+    def audit(self, *, markers: bool = True) -> list[str]:
+        """Name everything that is not as it must be; ``markers`` false where a wait may have taken some."""
+        jobs = self.records()
+        problems = [f"{name} would vanish by itself" for name in self.named("job") if self.ttls[name] != -1]
+        problems += self._audit_places(jobs)
+        problems += self._audit_side_indexes(jobs)
+        problems += self._audit_totals(jobs)
+        problems += self._audit_wakes(markers=markers)
+        for name in (*self.named("input"), *self.named("result")):
+            match = _JOB_ID.match(name)
+            if match is None or JobId(match[1]) not in jobs:
+                problems.append(f"{name} belongs to no job")
+        return problems
+
+    def _audit_places(self, jobs: dict[JobId, JobRecord]) -> list[str]:
+        places: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+        for kind in ("queue", "delayed", "running", "final", "dead"):
+            for name in self.named(kind):
+                for member, at in self.zset(name).items():
+                    places[member].append((name, at))
+        problems = [
+            f"{member} is in {found} but there is no such job" for member, found in places.items() if member not in jobs
+        ]
+        for job_id, job in jobs.items():
+            fields = self.hash(f"job:{job_id}")
+            expected: dict[State, tuple[str, int | str | None]] = {
+                State.QUEUED: (f"queue:{job.queue}:{job.priority.value}", fields.get("seq")),
+                State.SCHEDULED: ("delayed", fields.get("due")),
+                State.RETRYING: ("delayed", fields.get("due")),
+                State.RUNNING: ("running", job.deadline_ms),
+                State.FAILED: (f"dead:{job.queue}", job.finished_at_ms),
+            }
+            place, score = expected.get(job.state, (f"final:{job.state.value}:{job.queue}", job.finished_at_ms))
+            if [(name, str(at)) for name, at in places[job_id]] != [(place, str(score))]:
+                problems.append(f"{job_id} ({job.state.value}) is in {places[job_id]}, not in {place} at {score}")
+        return problems
+
+    def _audit_side_indexes(self, jobs: dict[JobId, JobRecord]) -> list[str]:
+        held = Counter((name, member) for name in self.named("held") for member in self.zset(name))
+        wanted: dict[str, set[str]] = {
+            "held": {f"held:{job.worker} {job.id}" for job in jobs.values() if job.state is State.RUNNING},
+            "expire": {job.id for job in jobs.values() if job.state in FINAL_STATES},
+            "expiry": {
+                job.id
+                for job in jobs.values()
+                if job.state not in FINAL_STATES and job.attempt == 0 and job.expires_at_ms is not None
+            },
+        }
+        found = {
+            "held": {f"{name} {member}" for name, member in held},
+            "expire": set(self.zset("expire")),
+            "expiry": set(self.zset("expiry")),
+        }
+        if "finished" in self.keys:
+            wanted["finished"] = {
+                job.id for job in jobs.values() if job.state in FINAL_STATES and job.state is not State.FAILED
+            }
+            found["finished"] = set(self.zset("finished"))
+        problems = [
+            f"{name}: {found[name]} instead of {wanted[name]}" for name in wanted if found[name] != wanted[name]
+        ]
+        for job_id, at in self.zset("expiry").items():
+            if job_id in jobs and jobs[JobId(job_id)].expires_at_ms != at:
+                problems.append(f"{job_id} expires at {at} instead of {jobs[JobId(job_id)].expires_at_ms}")
+        return problems
+
+    def _audit_totals(self, jobs: dict[JobId, JobRecord]) -> list[str]:
+        wanted: Counter[str] = Counter()
+        for job in jobs.values():
+            place = PLACES[job.state].value
+            if place in ("running", "delayed"):
+                wanted[f"{place}:{job.queue}"] += 1
+            elif place == "final" and job.state is not State.FAILED:
+                wanted["finished:"] += 1
+        gauges = {name: int(value) for name, value in self.hash("gauges").items() if value != "0"}
+        if "finished" in self.keys or "finished:" not in gauges:
+            wanted.pop("finished:", None)
+            gauges.pop("finished:", None)
+        problems = [] if gauges == dict(wanted) else [f"gauges are {gauges} instead of {dict(wanted)}"]
+        depths = Counter(f"{job.queue}:{job.priority.value}" for job in jobs.values() if job.state is State.QUEUED)
+        if self.zset("ready") != dict(depths):
+            problems.append(f"ready is {self.zset('ready')} instead of {dict(depths)}")
+        names = {name.decode() for name in self.keys.get("queues", ())}
+        problems += [f"{job.id}: queue {job.queue} is not known" for job in jobs.values() if job.queue not in names]
+        for field in self.hash("counters"):
+            if field != "seq" and field.partition(":")[0] not in _CODES:
+                problems.append(f"counter {field} is not one of ours")
+        return problems
+
+    def _audit_wakes(self, *, markers: bool) -> list[str]:
+        problems = [
+            f"{name} holds {len(self.keys[name])}"
+            for name in (*self.named("marker"), *self.named("due"))
+            if len(self.keys[name]) != 1
+        ]
+        marked = {name.removeprefix("marker:") for name in self.named("marker")}
+        filled = {member.rpartition(":")[0] for member in self.zset("ready")}
+        if marked != filled if markers else not marked <= filled:
+            problems.append(f"markers of {marked} while {filled} hold work")
+        problems += [f"{name} holds {len(self.keys[name])}" for name in self.named("wake") if len(self.keys[name]) > 16]
+        problems += [
+            f"{name} never goes away" for name in (*self.named("wake"), *self.named("inbox")) if self.ttls[name] <= 0
+        ]
+        return problems
+
+    def queue_order(self) -> dict[tuple[str, Priority], list[str]]:
+        """Return the ids that wait in each queue, in order."""
+        found = {}
+        for name in self.named("queue"):
+            _, queue, priority = name.split(":")
+            found[queue, Priority(priority)] = list(self.zset(name))
+        return found
+
+
+async def read_dumps(connection: Connection) -> list[Dump]:
+    """Read each partition's keys."""
+    dumps = []
+    for keys in connection.keys:
+        names = [name.decode() for name in await connection.command("KEYS", f"{keys.prefix}*")]
+        reads: list[tuple[str, ...]] = []
+        for name in names:
+            verb, *arguments = _READS[KINDS[kind_of(name.removeprefix(keys.prefix))].redis_type]
+            reads += [(verb, name, *arguments), ("PTTL", name)]
+        answers = await connection.together(reads)
+        short = [name.removeprefix(keys.prefix) for name in names]
+        dumps.append(Dump(dict(zip(short, answers[::2], strict=True)), dict(zip(short, answers[1::2], strict=True))))
+    return dumps
+
+
+async def remove_namespace(connection: Connection) -> None:
+    """Remove all keys of a namespace."""
+    names = await connection.command("KEYS", f"{connection.options.namespace}:*")
+    if names:
+        await connection.command("UNLINK", *names)

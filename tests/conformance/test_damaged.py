@@ -1,0 +1,127 @@
+"""Entries that the job's hash does not agree with (Redis only): nothing acts on them, and what meets one removes it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from penstock.core.ids import JobId
+from penstock.core.job import NewJob, Pruned, Reaped, Settle, SettleCode, Settled, Submitted, Verb
+from penstock.core.limits import Limits
+from penstock.core.states import State
+from penstock.store.redis.store import RedisStore
+from tests.conformance.subject import START_MS, WORKER, Subject, redis_subject
+
+OLD = START_MS - 100_000
+
+
+class Damage:
+    """Write to the server behind the store's back."""
+
+    def __init__(self, subject: Subject) -> None:
+        assert isinstance(subject.store, RedisStore)
+        self.connection = subject.store.connection
+        self.keys = self.connection.keys[0]
+
+    async def add(self, job_id: JobId, score: int, kind: str, *arguments: str) -> None:
+        """Put an entry into an index."""
+        await self.connection.command("ZADD", self.keys.key(kind, *arguments), score, job_id)
+        if kind == "queue":
+            await self.connection.command("ZADD", self.keys.key("ready"), 1, ":".join(arguments))
+
+    async def holds(self, job_id: JobId, kind: str, *arguments: str) -> bool:
+        """Tell whether an index holds an entry."""
+        return await self.connection.command("ZSCORE", self.keys.key(kind, *arguments), job_id) is not None
+
+
+@pytest.fixture
+async def subject(valkey_url: str, namespace: str) -> AsyncIterator[Subject]:
+    """Return a store on Redis that is not audited at the end."""
+    async with redis_subject(valkey_url, namespace, 1, Limits(finished_jobs=1, dead_letters=1)) as one:
+        yield one
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["redis-elsewhere", "redis-nowhere"])
+class TestStrayEntries:
+    async def stray(self, subject: Subject, exists: bool) -> JobId:
+        return (await subject.running(queue="other")).job_id if exists else subject.new().id
+
+    async def test_in_a_queue(self, subject: Subject, exists: bool) -> None:
+        job_id = await self.stray(subject, exists)
+        damage = Damage(subject)
+        await damage.add(job_id, 1, "queue", "default", "normal")
+        claimed = await subject.claim(5)
+        assert (claimed.jobs, claimed.remaining) == ((), False)
+        assert not await damage.holds(job_id, "queue", "default", "normal")
+
+    async def test_in_delayed(self, subject: Subject, exists: bool) -> None:
+        job_id = await self.stray(subject, exists)
+        damage = Damage(subject)
+        await damage.add(job_id, OLD, "delayed")
+        assert (await subject.store.promote(0)).queued == 0
+        assert not await damage.holds(job_id, "delayed")
+
+    async def test_in_expiry(self, subject: Subject, exists: bool) -> None:
+        job_id = await self.stray(subject, exists)
+        damage = Damage(subject)
+        await damage.add(job_id, OLD, "expiry")
+        assert (await subject.store.promote(0)).expired == 0
+        assert not await damage.holds(job_id, "expiry")
+
+    async def test_in_running(self, subject: Subject, exists: bool) -> None:
+        await subject.steady_reaps(20_000)
+        job_id = await subject.submit() if exists else subject.new().id
+        damage = Damage(subject)
+        await damage.add(job_id, OLD, "running")
+        assert await subject.store.reap(0) == Reaped()
+        assert not await damage.holds(job_id, "running")
+
+    async def test_in_held(self, subject: Subject, exists: bool) -> None:
+        job_id = await subject.submit() if exists else subject.new().id
+        damage = Damage(subject)
+        await damage.add(job_id, OLD, "held", WORKER)
+        assert await subject.store.release_worker(WORKER) == 0
+        assert not await damage.holds(job_id, "held", WORKER)
+
+    @pytest.mark.parametrize("index", [("expire",), ("dead", "other"), ("final", "completed", "other")])
+    async def test_among_final_jobs(self, subject: Subject, exists: bool, index: tuple[str, ...]) -> None:
+        job_id = await self.stray(subject, exists)
+        for _ in range(2):
+            await subject.settle(await subject.running(queue="other"), Verb.FAIL)
+            await subject.settle(await subject.running(queue="other"), Verb.COMPLETE, value=b"1")
+        await subject.store.prune(0)
+        damage = Damage(subject)
+        await damage.add(job_id, OLD, *index)
+        await subject.settle(await subject.running(queue="other"), Verb.COMPLETE, value=b"1")
+        for _ in range(3):
+            await subject.store.prune(0)
+        assert not await damage.holds(job_id, *index)
+        if exists:
+            assert await subject.state(job_id) is State.RUNNING
+        assert await subject.store.prune(0) == Pruned()
+
+
+async def test_another_workers_job_in_held_redis(subject: Subject) -> None:
+    token = await subject.running()
+    damage = Damage(subject)
+    stranger = "worker-9"
+    await damage.add(token.job_id, OLD, "held", stranger)
+    assert await subject.store.release_worker(stranger) == 0  # type: ignore[arg-type]
+    assert await subject.state(token.job_id) is State.RUNNING
+
+
+async def test_a_key_of_another_type_spoils_one_item_redis(subject: Subject) -> None:
+    good, bad = await subject.running(), await subject.running()
+    damage = Damage(subject)
+    job_key = damage.keys.key("job", bad.job_id)
+    await damage.connection.command("DEL", job_key)
+    await damage.connection.command("SET", job_key, "not a hash")
+    answers = await subject.store.settle([Settle(token=token, verb=Verb.FAIL) for token in (bad, good)])
+    assert isinstance(answers[0], Exception)
+    assert answers[1] == Settled(code=SettleCode.DONE, state=State.FAILED)
+    jobs = [NewJob(id=bad.job_id, task="echo", input=b"1"), subject.new()]
+    submitted = await subject.store.submit(jobs)
+    assert isinstance(submitted[0], Exception)
+    assert isinstance(submitted[1], Submitted)
+    assert await damage.connection.command("GET", job_key) == b"not a hash"

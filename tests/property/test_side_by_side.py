@@ -1,0 +1,390 @@
+"""Drive the store in memory and the one on Redis side by side: after every step nothing that can be seen may differ.
+
+Runs the same examples each time where the variable ``CI`` is set; elsewhere new ones, and a failing one is printed
+as a program and kept for the next run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from penstock.core.ids import JobId, Token, WorkerName, make_job_id
+from penstock.core.job import (
+    ClaimRequest,
+    Extension,
+    JobFilter,
+    JobOptions,
+    NewJob,
+    Settle,
+    Submitted,
+    TaskInfo,
+    Verb,
+    WorkerInfo,
+)
+from penstock.core.limits import Limits
+from penstock.core.states import FINAL_STATES, AttemptOutcome, Priority, Reason, State
+from penstock.store.memory import MemoryStore
+from penstock.store.memory.partition import StoredJob
+from penstock.store.memory.reading import record
+from penstock.store.protocol import Store
+from penstock.store.redis.store import RedisStore
+from penstock.store.redis.testing import connect_with_clock
+from tests.conformance.dump import Dump, read_dumps, remove_namespace
+from tests.conformance.subject import START_MS
+
+EXAMPLES = 200
+STEPS = 50
+LEAST_SHARE = 0.03
+#: Small enough that 50 steps reach every bound.
+LIMITS = Limits(
+    retention_ms=30_000,
+    failed_retention_ms=60_000,
+    finished_jobs=6,
+    dead_letters=4,
+    max_lost=2,
+    unknown_task_ms=20_000,
+)
+WORKERS = (WorkerName("worker-1"), WorkerName("worker-2"))
+QUEUES = ("a", "b")
+_Value = TypeVar("_Value")
+
+new_jobs = st.fixed_dictionaries(
+    {
+        "home": st.integers(0, 3),
+        "task": st.sampled_from(["echo", "echo", "other", "nobody"]),
+        "type": st.sampled_from(["task", "task", "ai"]),
+        "queue": st.sampled_from(QUEUES),
+        "priority": st.sampled_from(Priority),
+        "input": st.sampled_from([b"{}", b'"' + b"i" * 63 + b'"', b'"' + b"i" * 17_000 + b'"']),
+        "options": st.sampled_from([JobOptions(), JobOptions(tags=("red",))]),
+        "delay_ms": st.sampled_from([None, None, 0, 1_000, 7_000]),
+        "expires_in_ms": st.sampled_from([None, None, None, 0, 3_000, 20_000]),
+        "retention_ms": st.sampled_from([None, None, 0, 5_000, 100_000]),
+    }
+)
+#: Chooses among what is there; a wrong choice is part of the game.
+CHOICE = st.integers(0, 11)
+CHOSEN = st.lists(CHOICE, min_size=1, max_size=2)
+LIMIT = st.sampled_from([200, 200, 2, 1])
+ERROR = st.sampled_from([b"", b'{"type":"E","message":"m|n"}'])
+_ARGUMENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "submit": {
+        "many": st.lists(new_jobs, min_size=1, max_size=3),
+        "repeat": st.sampled_from([False, False, True]),
+        "choice": CHOICE,
+        "ms": st.sampled_from([0, 1]),
+    },
+    "claim": {
+        "choice": CHOICE,
+        "limit": st.sampled_from([2, 2, 5, 1, 0]),
+        "queues": st.sampled_from([QUEUES, QUEUES[::-1], ("b",)]),
+        "tasks": st.sampled_from([None, None, ("echo", "@ai"), ("echo", "other")]),
+        "lease_ms": st.sampled_from([1_000, 8_000, 30_000]),
+        "window_start": st.sampled_from([0.0, 0.3]),
+    },
+    "extend": {
+        "chosen": st.lists(CHOICE, max_size=3),
+        "worker": st.sampled_from(WORKERS),
+        "lease_ms": st.sampled_from([1_000, 20_000]),
+        "complete": st.booleans(),
+        "progress": st.sampled_from([None, b'{"done":1}', b'{"text":"' + b"p" * 100 + b'"}']),
+    },
+    "complete": {
+        "chosen": CHOSEN,
+        "value": st.sampled_from([b"", b"1", b'"' + b"o" * 62 + b'"', b'"' + b"o" * 63 + b'"']),
+    },
+    "retry": {
+        "chosen": CHOSEN,
+        "delay_ms": st.sampled_from([0, 500, 4_000]),
+        "value": ERROR,
+        "outcome": st.sampled_from([AttemptOutcome.FAILED, AttemptOutcome.TIMED_OUT]),
+    },
+    "fail": {"chosen": CHOSEN, "value": ERROR, "reason": st.sampled_from([None, Reason.DISCARDED])},
+    "release": {"chosen": CHOSEN, "value": ERROR},
+    "snooze": {"chosen": CHOSEN, "value": ERROR, "delay_ms": st.sampled_from([0, 2_000])},
+    "acknowledge": {"choice": CHOICE, "ask": st.booleans()},
+    "cancel": {"choice": CHOICE, "running": st.booleans()},
+    "redrive": {"chosen": CHOSEN, "early": st.booleans()},
+    "delete": {"choice": CHOICE},
+    "promote": {"choice": CHOICE, "ms": st.sampled_from([0, 1_000, 3_000, 30_000]), "limit": LIMIT},
+    "reap": {
+        "choice": CHOICE,
+        "times": st.sampled_from([1, 1, 4, 5]),
+        "ms": st.sampled_from([4_000, 5_000, 5_001]),
+        "limit": LIMIT,
+    },
+    "release_worker": {"worker": st.sampled_from(WORKERS)},
+    "prune": {"choice": CHOICE, "ms": st.sampled_from([0, 0, 5_000, 30_000])},
+    "announce": {
+        "worker": st.sampled_from(WORKERS),
+        "tasks": st.sampled_from([("other",), ("echo",), ()]),
+        "forget": st.booleans(),
+    },
+    "look": {
+        "choice": CHOICE,
+        "page": st.sampled_from([1, 2, 50]),
+        "filters": st.builds(
+            JobFilter,
+            states=st.sampled_from([(), (State.QUEUED, State.RETRYING), (State.FAILED, State.EXPIRED)]),
+            queue=st.sampled_from([None, None, "a"]),
+            tag=st.sampled_from([None, None, "red"]),
+        ),
+    },
+}
+ARGUMENTS = {verb: st.fixed_dictionaries(arguments) for verb, arguments in _ARGUMENTS.items()}
+#: Without jobs and leases the other verbs have nothing to do.
+WEIGHED = (*ARGUMENTS, "submit", "submit", "claim", "claim")
+
+
+class SideBySide(RuleBasedStateMachine):
+    """Take both stores through the same steps."""
+
+    def __init__(self, url: str, taken: Counter[str]) -> None:
+        super().__init__()
+        self.url = url
+        self.taken = taken
+        self.loop = asyncio.new_event_loop()
+        self.now_ms = START_MS
+        self.numbers = 0
+        self.tokens: list[Token] = []
+        self.memory: MemoryStore
+        self.redis: RedisStore
+
+    @initialize(partitions=st.sampled_from([1, 1, 2]))
+    def start(self, partitions: int) -> None:
+        self.memory = MemoryStore(lambda: self.now_ms, partitions, LIMITS)
+        namespace = f"test-{uuid.uuid4().hex[:16]}"
+        self.redis, self.set_clock = self.run(connect_with_clock(self.url, namespace, partitions, LIMITS))
+        self.run(self.set_clock(self.now_ms))
+
+    def teardown(self) -> None:
+        if hasattr(self, "redis"):
+            self.run(remove_namespace(self.redis.connection))
+            self.run(self.redis.close())
+        self.loop.close()
+
+    def run(self, work: Awaitable[_Value]) -> _Value:
+        return self.loop.run_until_complete(work)
+
+    def both(self, verb: str, call: Callable[[Store], Awaitable[_Value]]) -> _Value:
+        """Take a step on both stores, compare their answers and all that they hold."""
+        self.taken[verb] += 1
+
+        async def step() -> tuple[_Value, _Value, list[Dump]]:
+            return await call(self.memory), await call(self.redis), await read_dumps(self.redis.connection)
+
+        expected, answer, dumps = self.run(step())
+        assert answer == expected
+        self.compare(dumps)
+        return expected
+
+    def compare(self, dumps: Sequence[Dump]) -> None:
+        assert self.memory.audit() == []
+        for part, dump in zip(self.memory._parts, dumps, strict=True):
+            assert dump.audit() == []
+            assert dump.records() == {job.id: record(job, part) for job in part.jobs.values()}
+            queues = {key: list(index) for key, index in part.queues.items() if index}
+            assert dump.queue_order() == queues
+            final = {
+                f"dead:{queue}" if state is State.FAILED else f"final:{state.value}:{queue}": list(index)
+                for (state, queue), index in part.final.items()
+                if index
+            }
+            assert {name: list(dump.zset(name)) for kind in ("dead", "final") for name in dump.named(kind)} == final
+            for name in ("delayed", "running", "expire", "expiry"):
+                index = getattr(part, name)
+                assert dump.zset(name) == {job_id: index.score(job_id) for job_id in index}
+                assert list(dump.zset(name)) == list(index)
+            held = {f"held:{worker}": list(index) for worker, index in part.held.items() if index}
+            assert {name: list(dump.zset(name)) for name in dump.named("held")} == held
+
+    def jobs(self, *preferred: State, choice: int) -> JobId:
+        """Choose a job, mostly one in a preferred state; an unknown id when there is none."""
+        every = sorted((job for part in self.memory._parts for job in part.jobs.values()), key=lambda job: job.id)
+        fitting = [job for job in every if job.state in preferred]
+        pool = fitting if fitting and choice % 4 else every
+        return pool[choice % len(pool)].id if pool else make_job_id(unix_ms=0, home=0, random_bits=choice)
+
+    def token(self, choice: int) -> Token:
+        """Choose a token: mostly of a running attempt, else an old one or one with a wrong nonce."""
+        running = sorted(self.running(), key=lambda job: job.id)
+        live = [Token(job.id, job.attempt, job.nonce) for job in running]
+        if choice in (0, 1) and self.tokens:
+            return self.tokens[-1 - choice * 3 % len(self.tokens)]
+        if not live:
+            return self.tokens[-1] if self.tokens else Token(self.jobs(choice=choice), 1, "none")
+        token = live[choice % len(live)]
+        return dataclasses.replace(token, nonce="wrong") if choice == 2 else token
+
+    def running(self) -> list[StoredJob]:
+        return [job for part in self.memory._parts for job in part.jobs.values() if job.state is State.RUNNING]
+
+    def settle(self, verb: Verb, chosen: Sequence[int], **fields: Any) -> None:
+        items = [Settle(token=self.token(choice), verb=verb, **fields) for choice in chosen]
+        self.both("acknowledge" if verb is Verb.CANCEL else verb.value, lambda store: store.settle(items))
+
+    def advance(self, ms: int) -> None:
+        self.now_ms += ms
+        self.run(self.set_clock(self.now_ms))
+
+    @rule(verb=st.sampled_from(WEIGHED), data=st.data())
+    def step(self, verb: str, data: st.DataObject) -> None:
+        # One rule for all verbs: with a rule each, most programs would hardly use some of them.
+        getattr(self, f"step_{verb}")(**data.draw(ARGUMENTS[verb], label=verb))
+
+    def step_submit(self, many: list[dict[str, Any]], repeat: bool, choice: int, ms: int) -> None:
+        self.advance(ms)
+        jobs = []
+        for fields in many:
+            self.numbers += 1
+            # Scattered, so that ties of a score are settled by something else than the order of submits.
+            bits = self.numbers * 0x9E37_79B9_7F4A_7C15 & 0x3FFF_FFFF_FFFF_FFFF
+            job_id = make_job_id(unix_ms=START_MS, home=fields["home"], random_bits=bits)
+            jobs.append(NewJob(id=job_id, **{name: value for name, value in fields.items() if name != "home"}))
+        if repeat:
+            jobs.append(NewJob(id=self.jobs(choice=choice), task="echo", input=b"{}"))
+        answers = self.both("submit", lambda store: store.submit(jobs))
+        assert all(isinstance(answer, Submitted) for answer in answers)
+
+    def step_claim(self, choice: int, limit: int, lease_ms: int, **fields: Any) -> None:
+        request = ClaimRequest(
+            worker=WORKERS[choice % 2], nonce=f"n{self.numbers}", limit=limit, lease_ms=lease_ms, **fields
+        )
+        partition = choice // 2 % self.memory.partitions
+        claimed = self.both("claim", lambda store: store.claim(partition, request))
+        self.tokens = [*self.tokens, *(job.token for job in claimed.jobs)][-12:]
+
+    def step_extend(self, chosen: list[int], worker: WorkerName, **fields: Any) -> None:
+        progress = fields.pop("progress")
+        items = [Extension(token=self.token(choice), progress=progress) for choice in chosen]
+        self.both("extend", lambda store: store.extend(worker, items, **fields))
+
+    def step_complete(self, **fields: Any) -> None:
+        self.settle(Verb.COMPLETE, **fields)
+
+    def step_retry(self, **fields: Any) -> None:
+        self.settle(Verb.RETRY, **fields)
+
+    def step_fail(self, **fields: Any) -> None:
+        self.settle(Verb.FAIL, **fields)
+
+    def step_release(self, **fields: Any) -> None:
+        self.settle(Verb.RELEASE, **fields)
+
+    def step_snooze(self, **fields: Any) -> None:
+        self.settle(Verb.SNOOZE, **fields)
+
+    def step_acknowledge(self, choice: int, ask: bool) -> None:
+        """Settle as cancelled, mostly where a cancel was requested; at times request it just before."""
+        asked = [job for job in self.running() if job.cancel_requested_at_ms is not None]
+        token = self.token(choice)
+        if asked and choice % 4:
+            token = Token(asked[0].id, asked[0].attempt, asked[0].nonce)
+        elif ask:
+            self.both("cancel", lambda store: store.cancel([token.job_id]))
+        self.both("acknowledge", lambda store: store.settle([Settle(token=token, verb=Verb.CANCEL)]))
+
+    def step_cancel(self, choice: int, running: bool) -> None:
+        job_id = self.jobs(*([State.RUNNING] if running else [State.QUEUED, State.SCHEDULED]), choice=choice)
+        self.both("cancel", lambda store: store.cancel([job_id, job_id] if choice == 0 else [job_id]))
+
+    def step_redrive(self, chosen: list[int], early: bool) -> None:
+        ids = [self.jobs(State.FAILED, choice=choice) for choice in chosen]
+        self.both("redrive", lambda store: store.redrive(ids, early=early))
+
+    def step_delete(self, choice: int) -> None:
+        job_id = self.jobs(*FINAL_STATES, choice=choice)
+        self.both("delete", lambda store: store.delete([job_id]))
+
+    def step_promote(self, choice: int, ms: int, limit: int) -> None:
+        self.advance(ms)
+        partition = choice % self.memory.partitions
+        self.both("promote", lambda store: store.promote(partition, limit=limit))
+
+    def step_reap(self, choice: int, times: int, ms: int, limit: int) -> None:
+        partition = choice % self.memory.partitions
+        for _ in range(times - 1):
+            self.advance(ms)
+            assert self.run(self.redis.reap(partition)) == self.run(self.memory.reap(partition))
+        self.advance(ms)
+        self.both("reap", lambda store: store.reap(partition, limit=limit))
+
+    def step_release_worker(self, worker: WorkerName) -> None:
+        self.both("release_worker", lambda store: store.release_worker(worker))
+
+    def step_prune(self, choice: int, ms: int) -> None:
+        self.advance(ms)
+        partition = choice % self.memory.partitions
+        self.both("prune", lambda store: store.prune(partition))
+
+    def step_announce(self, worker: WorkerName, tasks: tuple[str, ...], forget: bool) -> None:
+        info = WorkerInfo(
+            name=worker,
+            hostname="host",
+            pid=1,
+            version="1",
+            queues=QUEUES,
+            tasks=tasks,
+            concurrency=1,
+            running=0,
+            started_at_ms=self.now_ms,
+        )
+
+        async def step(store: Store) -> tuple[list[WorkerInfo], dict[str, TaskInfo]]:
+            await store.announce(info, [TaskInfo(name=task) for task in tasks])
+            if forget:
+                await store.forget_worker(worker)
+            return await store.workers(), await store.tasks()
+
+        self.both("announce", step)
+
+    def step_look(self, choice: int, page: int, filters: JobFilter) -> None:
+        job_id = self.jobs(choice=choice)
+
+        async def listing(store: Store) -> list[Any]:
+            found: list[Any] = []
+            cursor: str | None = None
+            while True:
+                answer = await store.list_jobs(filters, limit=page, cursor=cursor)
+                found.append(answer.items)
+                cursor = answer.next
+                if cursor is None:
+                    return found
+
+        async def step(store: Store) -> tuple[Any, ...]:
+            totals = (await store.queues(), dict(await store.counters()))
+            return await store.get(job_id), await store.input(job_id), await listing(store), *totals
+
+        self.both("look", step)
+
+
+def test_both_stores_agree_on_everything(valkey_url: str) -> None:
+    taken: Counter[str] = Counter()
+    profile = settings(
+        # A few programs end early.
+        max_examples=EXAMPLES + 20,
+        stateful_step_count=STEPS,
+        deadline=None,
+        derandomize="CI" in os.environ,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+        # Finding is what matters: explaining a failing program would run it many times more. Shrinking takes minutes.
+        phases=[Phase.generate] if "PENSTOCK_TEST_FAST" in os.environ else [Phase.reuse, Phase.generate, Phase.shrink],
+    )
+    # It takes whatever makes a machine; its annotation asks for a class.
+    run_state_machine_as_test(lambda: SideBySide(valkey_url, taken), settings=profile)  # type: ignore[arg-type]
+    total = sum(taken.values())
+    print(f"{total} steps:", ", ".join(f"{verb} {count / total:.1%}" for verb, count in taken.most_common()))
+    assert set(taken) == set(ARGUMENTS)
+    assert total >= EXAMPLES * STEPS
+    assert min(taken.values()) >= LEAST_SHARE * total, taken
