@@ -3,7 +3,7 @@
 .PHONY: help run demo test check format lock mutants test-containers wheel clean
 
 PY := .venv/bin/python
-CODE := $(wildcard src tests scripts examples)
+CODE := $(wildcard src tests scripts examples benchmarks)
 FLOORS := $(wildcard tests/unit tests/conformance tests/property tests/integration tests/e2e)
 # Processes that run the tests; 0 runs them in one.
 TEST_PROCESSES ?= 2
@@ -64,4 +64,4 @@ wheel:  ## Build the source archive and the wheel in dist/
 
 clean:  ## Remove what was built and cached; leaves .venv and .penstock
 	rm -rf build dist htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	find src tests scripts examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests scripts examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

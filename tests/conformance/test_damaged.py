@@ -111,6 +111,15 @@ async def test_another_workers_job_in_held_redis(subject: Subject) -> None:
     assert await subject.state(token.job_id) is State.RUNNING
 
 
+async def test_a_released_job_still_in_held_redis(subject: Subject) -> None:
+    token = await subject.running()
+    await subject.settle(token, Verb.RELEASE)
+    await Damage(subject).add(token.job_id, OLD, "held", WORKER)
+    before = await subject.get(token.job_id)
+    assert await subject.store.release_worker(WORKER) == 0
+    assert await subject.get(token.job_id) == before
+
+
 async def test_a_key_of_another_type_spoils_one_item_redis(subject: Subject) -> None:
     good, bad = await subject.running(), await subject.running()
     damage = Damage(subject)
