@@ -218,9 +218,9 @@ class Settings:
         "Time after which the jobs of a dead worker start elsewhere.", "worker", shown="15s",
     )  # fmt: skip
     drain_ms: int = _setting(
-        "PENSTOCK_DRAIN", 10_000, _duration(0, 3_600_000),
+        "PENSTOCK_DRAIN", 25_000, _duration(0, 3_600_000),
         "Time that running jobs get when the worker is told to stop; then they are handed back, uncounted.", "worker",
-        shown="10s",
+        shown="25s",
     )  # fmt: skip
     log_level: str = _setting(
         "PENSTOCK_LOG_LEVEL",
