@@ -1,0 +1,439 @@
+#!/usr/bin/env python3
+"""Take one piece at a time out of a Lua script and check that a test notices.
+
+Each mutant is a textual patch that must apply exactly once: a script that has changed stops the run, so that no mutant
+goes stale unseen. The patched package lives in a temporary folder; conformance runs first, the property test where that
+passes. Exits 1 when a mutant survives, 2 when a patch does not apply or the tests fail without one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LUA = Path("penstock/store/lua")
+RUN_SECONDS = 400
+#: The tests most likely to notice come first.
+FIRST = {
+    "submit": "test_submit",
+    "claim": "test_claim",
+    "extend": "test_lease",
+    "settle": "test_settle",
+    "cancel": "test_change",
+    "redrive": "test_change",
+    "delete": "test_change",
+    "promote": "test_sweeps",
+    "reap": "test_sweeps",
+    "release_held": "test_lease",
+    "prune": "test_sweeps",
+    "announce": "test_read",
+    "watch": "test_wait",
+    "lib/wake": "test_wait",
+    "lib/place": "test_sweeps",
+    "lib/job": "test_change",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """Describe one patch: in ``script`` the text ``old`` becomes ``new``."""
+
+    script: str
+    name: str
+    old: str
+    new: str = ""
+
+
+def _of(script: str, *patches: tuple[str, str] | tuple[str, str, str]) -> list[Mutant]:
+    return [Mutant(script, *patch) for patch in patches]
+
+
+MUTANTS = [
+    *_of(
+        "submit",
+        ("a bad item removes what stood there", " and begun == item[1] then", " then"),
+        ("no look for a standing job", "redis.call('EXISTS', K.job(id)) == 1", "false"),
+        ("a standing job that waits no more still tells its due time", "PLACES[standing.status] == 'delayed' and "),
+        ("due time ignored", "if due and due > now then", "if false then"),
+        ("due now counts as later", "due > now then", "due >= now then"),
+        ("relative due time counts from zero", "(item[9] and now + item[9])", "item[9]"),
+        ("relative expiry counts from zero", "(item[11] and now + item[11])", "item[11]"),
+        ("retention not stored", "  put('retention', item[12])\n"),
+        ("expiry not stored", "  put('expires', expires)\n"),
+        ("type not stored", "  put('type', job_type ~= 'task' and job_type)\n"),
+        ("input not stored", "  put_value(fields, 'input', K.input(id), input)\n"),
+        ("in no place", "  enter(id, job, job.status, at)\n"),
+        ("not counted", "  add(counts, 'submitted', queue, 1)\n"),
+        ("queue not listed", "    redis.call('SADD', K.queues, queue)\n"),
+        ("totals not written", "flush()\nreturn answers", "return answers"),
+    ),
+    *_of(
+        "claim",
+        ("stray entries run", "  if job.status ~= 'queued' then\n", "  if false then\n"),
+        ("stray entries stay", "    redis.call('ZREM', queue_key, id)\n"),
+        ("late jobs still run", "if job.expires and now >= tonumber(job.expires)", "if false"),
+        ("late from one ms after", "now >= tonumber(job.expires)", "now > tonumber(job.expires)"),
+        (
+            "started jobs expire",
+            "now >= tonumber(job.expires) and tonumber(job.attempt or 0) == 0",
+            "now >= tonumber(job.expires)",
+        ),
+        ("tasks ignored", "if known and not known[name] then", "if false then"),
+        ("types claimed as tasks", "job.type and '@' .. job.type or job.task", "job.task"),
+        ("tasks of live workers deferred", "    if known_elsewhere(name) then\n", "    if false then\n"),
+        ("a worker lives a ms longer", "tonumber(seen) > now - TASK_LIVE_MS", "tonumber(seen) >= now - TASK_LIVE_MS"),
+        ("unknown tasks never fail", ">= bounds[3] then", ">= math.huge then"),
+        ("unknown tasks fail a ms later", ">= bounds[3] then", "> bounds[3] then"),
+        (
+            "a redrive does not start the day anew",
+            "math.max(tonumber(job.created), tonumber(job.redriven or 0))",
+            "tonumber(job.created)",
+        ),
+        ("deferring has no bound", "math.min(1000 * 2 ^ tries, 30000)", "1000 * 2 ^ tries"),
+        ("deferring does not grow", "{'no_handler', tries + 1, ", "{"),
+        ("deferred not counted", "    add(counts, 'deferred', job.queue, 1)\n"),
+        ("deferred not told", "    deferred = deferred + 1\n"),
+        ("attempt does not rise", "job.attempt = tonumber(job.attempt or 0) + 1", "job.attempt = 1"),
+        ("nonce not stored", "'nonce', nonce, ", ""),
+        ("worker not stored", "'worker', worker, 'started'", "'started'"),
+        ("start not stored", ", 'started', now})", "})"),
+        ("old progress stays", "    redis.call('HDEL', K.job(id), 'progress')\n"),
+        ("started not counted", "  add(counts, 'started', job.queue, 1)\n"),
+        ("looks on for ever", " and looked < LOOK do", " do"),
+        ("no second window", "  if depth > stayed then\n", "  if false then\n"),
+        ("second window always at the start", "math.floor(window_start * (depth - stayed))", "0"),
+        ("skipped not told", "  skipped = skipped + stayed\n"),
+        ("large inputs sent", "size > bounds[1] or ", ""),
+        ("no bound on bytes a call", " or size > bytes_left", ""),
+        ("bytes not counted", "  bytes_left = bytes_left - size\n"),
+        ("what remains not told", "    remaining = 1\n"),
+        ("wake-up not passed on", "    set_marker(queues[q], true)\n"),
+        ("totals not written", "flush()\n\n", "\n"),
+    ),
+    *_of(
+        "extend",
+        ("state not checked", "job.status ~= 'running' or ", ""),
+        ("attempt not checked", " or tonumber(job.attempt) ~= item[2]", ""),
+        ("nonce not checked", " or job.nonce ~= item[3]", ""),
+        ("lease not renewed", "  redis.call('ZADD', K.running, deadline, id)\n"),
+        ("progress not stored", "    redis.call('HSET', K.job(id), 'progress', item[4])\n"),
+        ("no progress clears it", "  if item[4] ~= '' then\n", "  if true then\n"),
+        ("cancel not told", "job.cancel and 1 or 0", "0"),
+    ),
+    *_of(
+        "settle",
+        ("attempt not checked", " or tonumber(job.attempt or 0) ~= attempt", ""),
+        ("nonce not checked", " or job.nonce ~= nonce", ""),
+        ("state not checked", "  if job.status ~= 'running' then\n", "  if false then\n"),
+        ("any repeat is a repeat", "job.settled == mark and 'repeated' or 'stale'", "'repeated'"),
+        ("no repeat is a repeat", "job.settled == mark and 'repeated' or 'stale'", "'stale'"),
+        ("a repeat by another verb is one", "local mark = attempt .. ' ' .. verb", "local mark = attempt .. ''"),
+        ("repeats not remembered", "local fields = {'settled', mark}", "local fields = {'counted', job.counted or 0}"),
+        ("cancel without a request", "  if verb == 'cancel' and not job.cancel then\n", "  if false then\n"),
+        ("result not stored", "    put_value(fields, 'result', K.result(id), value)\n"),
+        (
+            "failure not counted",
+            "tonumber(job.counted or 0) + 1\n    fields[#fields + 1] = 'reason'",
+            "tonumber(job.counted or 0)\n    fields[#fields + 1] = 'reason'",
+        ),
+        ("reason not stored", "    fields[#fields + 1] = 'reason'\n    fields[#fields + 1] = item[7]\n"),
+        (
+            "retry not counted",
+            "tonumber(job.counted or 0) + 1\n    fields[#fields + 1] = 'due'",
+            "tonumber(job.counted or 0)\n    fields[#fields + 1] = 'due'",
+        ),
+        ("retry not in the totals", "    add(counts, 'retried', job.queue, 1)\n"),
+        (
+            "retry leaves no record",
+            "elseif verb == 'retry' then\n    record(id, job, fields, item[8], value)\n",
+            "elseif verb == 'retry' then\n",
+        ),
+        ("requested cancel ignored", "  elseif job.cancel then\n", "  elseif verb == 'cancel' then\n"),
+        (
+            "snooze leaves no record",
+            "elseif verb == 'snooze' then\n    record(id, job, fields, 'released', value)\n",
+            "elseif verb == 'snooze' then\n",
+        ),
+        (
+            "release loses its place",
+            "move(id, job, 'queued', job.seq, fields)",
+            "move(id, job, 'queued', next_seq(1), fields)",
+        ),
+        ("totals not written", "flush()\nreturn answers", "return answers"),
+    ),
+    *_of(
+        "cancel",
+        ("final jobs cancelled", "  if place == 'final' then\n", "  if false then\n"),
+        ("later request counts", "job.cancel or now", "now"),
+        ("wakes each time", "    if not job.cancel then\n", "    if true then\n"),
+        ("request not stored", "      redis.call('HSET', K.job(id), 'cancel', requested)\n"),
+        ("worker not told", "      wake(job.worker)\n"),
+        ("totals not written", "flush()\nreturn answers", "return answers"),
+    ),
+    *_of(
+        "redrive",
+        ("counted stays", "'counted', 0, ", ""),
+        ("lost stays", "'lost', 0, ", ""),
+        ("time of redrive not stored", ", 'redriven', now}", "}"),
+        ("old token still repeats", "'cancel', 'settled', ", "'cancel', "),
+        ("requested cancel stays", "'finished', 'cancel', ", "'finished', "),
+        ("no_handler stays", "'no_handler', ", ""),
+        ("progress stays", "'progress', 'due')", "'due')"),
+        (
+            "keeps its old place",
+            "move(id, job, 'queued', seq, {'seq', seq, 'counted'",
+            "move(id, job, 'queued', job.seq, {'counted'",
+        ),
+        ("early without being asked", "elseif early and ", "elseif "),
+        ("not counted", "    add(counts, 'redriven', job.queue, 1)\n"),
+        ("totals not written", "flush()\nreturn answers", "return answers"),
+    ),
+    *_of(
+        "delete",
+        ("state not checked", "  if PLACES[job.status] ~= 'final' then\n", "  if false then\n"),
+        ("stays in its place", "  leave(id, job, job.status)\n"),
+        ("keys stay", "  remove_job(id)\n"),
+        ("totals not written", "flush()\nreturn answers", "return answers"),
+    ),
+    *_of(
+        "promote",
+        ("stray entries are queued", "if PLACES[job.status] == 'delayed' then", "if true then"),
+        ("stray entries stay delayed", "    redis.call('ZREM', K.delayed, id)\n"),
+        (
+            "started jobs expire",
+            "if (place == 'queue' or place == 'delayed') and tonumber(job.attempt or 0) == 0 then",
+            "if true then",
+        ),
+        ("stray entries stay in expiry", "    redis.call('ZREM', K.expiry, id)\n"),
+        (
+            "retries keep their old place",
+            "move(id, job, 'queued', seq, {'seq', seq})",
+            "move(id, job, 'queued', job.seq or seq, {'seq', job.seq or seq})",
+        ),
+        ("nothing due is queued", "sweep(K.delayed, limit, queue_due)\n"),
+        ("nothing late expires", "sweep(K.expiry, limit, expire_late)\n"),
+        ("limit does not bound what is due", "sweep(K.delayed, limit, ", "sweep(K.delayed, 1000, "),
+        ("limit does not bound what is late", "sweep(K.expiry, limit, ", "sweep(K.expiry, 1000, "),
+        ("totals not written", "flush()\nreturn", "return"),
+    ),
+    *_of(
+        "reap",
+        ("stray entries are given back", "  if job.status ~= 'running' then\n", "  if false then\n"),
+        ("stray entries stay", "    redis.call('ZREM', K.running, id)\n"),
+        ("no grace", "if now < reap_from then\n  return {}\nend\n"),
+        ("a longer gap is no gap", "gap > GAP_MS", "gap > GAP_MS + 1"),
+        ("a clock that went back is no gap", " or gap < 0", ""),
+        (
+            "sweeps not remembered",
+            "redis.call('HSET', K.meta, 'swept_at', now, 'reap_from', reap_from)",
+            "redis.call('HSET', K.meta, 'reap_from', reap_from)",
+        ),
+        ("lost not counted", "tonumber(job.lost or 0) + 1", "tonumber(job.lost or 0)"),
+        ("one loss too many", "lost >= max_lost", "lost > max_lost"),
+        ("never poisoned", "lost >= max_lost", "false"),
+        ("requested cancel ignored", "    if job.cancel then\n", "    if false then\n"),
+        ("no reason", "      fields[#fields + 1] = 'reason'\n      fields[#fields + 1] = 'poisoned'\n"),
+        ("leaves no record", "    record(id, job, fields, 'worker_lost')\n"),
+        ("lost not in the totals", "    add(counts, 'lost', job.queue, 1)\n"),
+        ("poisoned not in the totals", "      add(counts, 'poisoned', job.queue, 1)\n"),
+        ("loses its place", "move(id, job, 'queued', job.seq, fields)", "move(id, job, 'queued', next_seq(1), fields)"),
+        ("wake-ups not set again", "  set_marker(string.match(member, '^(.*):%l+$'), true)\n"),
+        ("limit does not bound", "sweep(K.running, limit, ", "sweep(K.running, 1000, "),
+        ("totals not written", "flush()\nreturn answers", "return answers"),
+    ),
+    *_of(
+        "release_held",
+        ("other workers' jobs go too", " or job.worker ~= worker", ""),
+        ("state not checked", "job.status ~= 'running' or ", ""),
+        ("stray entries stay", "    redis.call('ZREM', K.held(worker), id)\n"),
+        ("a clock that went back hides some", " or '+inf'", " or now"),
+        ("named ones go too", "not named[id] and ", ""),
+        ("fresh ones go too", "min_age_ms > 0 and now - min_age_ms or ", ""),
+        ("requested cancel ignored", "  if job.cancel then\n", "  if false then\n"),
+        ("leaves no record", "  record(id, job, fields, 'released')\n"),
+        ("loses its place", "move(id, job, 'queued', job.seq, fields)", "move(id, job, 'queued', next_seq(1), fields)"),
+        ("not told", "  given_back = given_back + 1\n"),
+        ("totals not written", "flush()\nreturn", "return"),
+    ),
+    *_of(
+        "prune",
+        ("stray entries remove their job", "  if PLACES[job.status] ~= 'final' then\n", "  if false then\n"),
+        ("stray entries stay", "    redis.call('ZREM', index_key, id)\n"),
+        ("stays in its place", "  leave(id, job, job.status)\n"),
+        ("keys stay", "  remove_job(id)\n"),
+        ("not counted", "  add(counts, 'pruned', job.queue, 1)\n"),
+        ("one dead letter too many", "- dead_cap, limit", "- dead_cap - 1, limit"),
+        ("limit bounds each queue alone", "limit - dead_removed", "limit"),
+        ("one finished job too many", "- finished_cap, limit", "- finished_cap - 1, limit"),
+        ("limit does not bound finished jobs", "- finished_cap, limit)", "- finished_cap, 1000)"),
+        ("counts what age removed twice", " + (gauges['finished:'] or 0) - finished_cap", " - finished_cap"),
+        ("newest first", "return a.at < b.at", "return a.at > b.at"),
+        ("ties in any order", "return a.id < b.id", "return a.id > b.id"),
+        ("limit does not bound age", "sweep(K.expire, limit, ", "sweep(K.expire, 1000, "),
+        ("totals not written", "flush()\nreturn", "return"),
+    ),
+    *_of(
+        "announce",
+        ("tasks not seen", "  redis.call('ZADD', K.tasks, now, task[1])\n"),
+        ("workers not seen", "redis.call('ZADD', K.workers, now, worker)\n"),
+        ("options not stored", "  redis.call('HSET', K.task_options, task[1], task[2])\n"),
+    ),
+    *_of(
+        "watch",
+        ("not remembered", "  redis.call('HSET', K.job(id), 'watch', process .. others)\n"),
+    ),
+    *_of(
+        "lib/wake",
+        ("nobody woken", "  redis.call('RPUSH', key, '1')\n"),
+        ("no bound", "  redis.call('LTRIM', key, -16, -1)\n"),
+        ("stays for ever", "  redis.call('EXPIRE', key, 120)\n"),
+    ),
+    *_of(
+        "lib/place",
+        ("stays in its queue", "    redis.call('ZREM', K.queue(job.queue, job.priority), id)\n"),
+        ("stays delayed", "    redis.call('ZREM', K.delayed, id)\n"),
+        ("stays running", "    redis.call('ZREM', K.running, id)\n"),
+        ("stays held", "    redis.call('ZREM', K.held(job.worker), id)\n"),
+        ("stays final", "    redis.call('ZREM', final_key(job, status), id)\n"),
+        ("still to be pruned", "    redis.call('ZREM', K.expire, id)\n"),
+        ("still expires", "      redis.call('ZREM', K.expiry, id)\n"),
+        ("not held", "    redis.call('ZADD', K.held(job.worker), now, id)\n"),
+        ("never pruned", "    redis.call('ZADD', K.expire, at + keep_ms, id)\n"),
+        ("never expires", "      redis.call('ZADD', K.expiry, job.expires, id)\n"),
+        ("delayed gauge does not fall", "    add(gauges, 'delayed', job.queue, -1)\n"),
+        ("delayed gauge does not rise", "    add(gauges, 'delayed', job.queue, 1)\n"),
+        ("running gauge does not fall", "    add(gauges, 'running', job.queue, -1)\n"),
+        ("running gauge does not rise", "    add(gauges, 'running', job.queue, 1)\n"),
+        ("finished gauge does not fall", "      add(gauges, 'finished', '', -1)\n"),
+        ("finished gauge does not rise", "      add(gauges, 'finished', '', 1)\n"),
+        ("waiters not told", "      notify(id, job)\n"),
+        ("no tombstone", "    keep_ms = 60000\n"),
+        ("own retention ignored", "tonumber(job.retention) or ", ""),
+        ("failed kept like others", "(status == 'failed' and retention.failed_ms or retention.ms)", "retention.ms"),
+        ("finish time not stored", "  fields[#fields + 1] = 'finished'\n  fields[#fields + 1] = now\n"),
+        ("ends not counted", "  add(counts, status, job.queue, 1)\n"),
+        ("marker not set", "    redis.call('RPUSH', marker, '1')\n"),
+        ("markers pile up", "elseif redis.call('LLEN', marker) == 0 then", "else"),
+        ("marker stays", "    redis.call('DEL', marker)\n"),
+        ("ready not kept", "          redis.call('ZADD', K.ready, depth, members[index])\n"),
+        ("ready stays", "          redis.call('ZREM', K.ready, members[index])\n"),
+        ("due not told", "      redis.call('RPUSH', K.due, '1')\n"),
+        ("due piles up", " and redis.call('LLEN', K.due) == 0 then", " then"),
+        ("later due times wake", "tonumber(first[2]) >= earliest_entered", "true"),
+        ("counters not written", "    redis.pcall('HINCRBY', K.counters, field, amount)\n"),
+        ("gauges not written", "      redis.pcall('HINCRBY', K.gauges, field, amount)\n"),
+        ("places given twice", "    seq_next = seq_last - block + 1\n", "    seq_next = 1\n"),
+    ),
+    *_of(
+        "lib/job",
+        ("input stays", "K.job(id), K.input(id), K.result(id)", "K.job(id), K.result(id)"),
+        ("result stays", "K.job(id), K.input(id), K.result(id)", "K.job(id), K.input(id)"),
+        ("records without bound", "    redis.call('HDEL', K.job(id), 'e' .. (attempt - 20))\n"),
+        ("errors not recorded", "(error_json or '')", "''"),
+        ("large values not stored", "    redis.call('SET', key, value)\n"),
+    ),
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="TEXT", nargs="+", default=[""], help="mutants with TEXT in script or name")
+    parser.add_argument("--list", action="store_true", help="check that all patches apply, and list them")
+    options = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if any(text in f"{mutant.script}: {mutant.name}" for text in options.only)]
+    stale = [problem for mutant in chosen if (problem := _problem(mutant))]
+    if stale or not chosen:
+        print("\n".join(stale) or "no such mutant", file=sys.stderr)
+        return 2
+    if options.list:
+        for mutant in chosen:
+            print(f"{mutant.script:14} {mutant.name}")
+        print(f"{len(chosen)} mutants")
+        return 0
+    with tempfile.TemporaryDirectory(prefix="penstock-mutants-") as folder:
+        shutil.copytree(ROOT / "src", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        return _run(chosen, Path(folder))
+
+
+def _run(chosen: list[Mutant], source: Path) -> int:
+    noticed_by, seconds = _noticed_by(source, None)
+    if noticed_by:
+        print(f"the tests fail without a mutant: {noticed_by}", file=sys.stderr)
+        return 2
+    print(f"{len(chosen)} mutants; without one the tests pass in {seconds:.0f} s", flush=True)
+    survivors = []
+    for number, mutant in enumerate(chosen, start=1):
+        script = source / LUA / f"{mutant.script}.lua"
+        text = script.read_text()
+        script.write_text(text.replace(mutant.old, mutant.new))
+        try:
+            noticed_by, seconds = _noticed_by(source, mutant.script)
+        finally:
+            script.write_text(text)
+        if not noticed_by:
+            survivors.append(mutant)
+        verdict = noticed_by or "SURVIVED"
+        print(f"{number:3} {mutant.script:14} {mutant.name:52} {seconds:4.0f} s  {verdict}", flush=True)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were noticed")
+    for mutant in survivors:
+        print(f"survived: {mutant.script}: {mutant.name}", file=sys.stderr)
+    return 1 if survivors else 0
+
+
+def _problem(mutant: Mutant) -> str | None:
+    path = ROOT / "src" / LUA / f"{mutant.script}.lua"
+    count = path.read_text().count(mutant.old) if path.is_file() else 0
+    if count == 1 and mutant.old != mutant.new:
+        return None
+    return f"{mutant.script}: {mutant.name}: the patch applies {count} times; it must apply once"
+
+
+def _noticed_by(source: Path, script: str | None) -> tuple[str | None, float]:
+    """Return the test that fails on the package in ``source``, None when all pass, and how long it took."""
+    started = time.monotonic()
+    suite = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/conformance").glob("test_*.py"))
+    if script is not None:
+        suite.sort(key=lambda path: Path(path).stem != FIRST[script])
+    # Only Redis runs the scripts.
+    found = _failing([*suite, "-k", "redis"], source) or _failing(["tests/property"], source)
+    return found, time.monotonic() - started
+
+
+def _failing(arguments: list[str], source: Path) -> str | None:
+    environment = {**os.environ, "PYTHONPATH": str(source), "PENSTOCK_TEST_FAST": "1", "CI": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *arguments]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        try:
+            output, _ = run.communicate(timeout=RUN_SECONDS)
+        except subprocess.TimeoutExpired:
+            # The session holds the server that the tests started as well.
+            os.killpg(run.pid, signal.SIGKILL)
+            return "hangs"
+    if run.returncode == 0:
+        return None
+    named = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", output, re.MULTILINE)
+    if run.returncode != 1 or named is None:
+        raise SystemExit(f"the tests could not run:\n{output}")
+    return named[1].removeprefix("conformance/")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
