@@ -372,6 +372,8 @@ SETTINGS: tuple[Setting, ...] = _table()
 
 #: Not a setting: how ``penstock up`` hands its children the pipe that tells of its end (``penstock.embedded``).
 _PARENT_FD = "PENSTOCK_PARENT_FD"
+#: What steers the tests; a shell that has run them may still hold it.
+_TEST_PREFIX = "PENSTOCK_TEST_"
 
 
 def mask(value: Any) -> str:
@@ -442,7 +444,7 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
     known = {setting.env for setting in SETTINGS}
     known |= {setting.env_file for setting in SETTINGS if setting.secret}
     for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known and name != _PARENT_FD:
+        if name.startswith(PREFIX) and name not in known and name != _PARENT_FD and not name.startswith(_TEST_PREFIX):
             near = difflib.get_close_matches(name, sorted(known), n=1)
             raise ConfigError(name, "is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
 

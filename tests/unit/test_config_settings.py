@@ -108,6 +108,10 @@ def test_an_unknown_variable_stops_the_boot(variable: str, hint: str) -> None:
     assert hint in str(error.value)
 
 
+def test_what_steers_the_tests_is_no_setting() -> None:
+    assert load(environ={"PENSTOCK_TEST_REQUIRE": "all"}) == load(environ={})
+
+
 def test_only_secrets_are_read_from_files(tmp_path: Path) -> None:
     secret = tmp_path / "keys"
     secret.write_text(f"{KEY}1\n{KEY}2\n")
