@@ -8,7 +8,7 @@ import pytest
 
 from penstock.core.ids import Token
 from penstock.core.job import Attempt, Extended, Extension, SettleCode, Verb
-from penstock.core.states import AttemptOutcome, Priority, State
+from penstock.core.states import AttemptOutcome, Priority, Reason, State
 from tests.conformance.conftest import MakeSubject
 from tests.conformance.subject import OTHER_WORKER, START_MS, WORKER, Subject
 
@@ -199,3 +199,48 @@ class TestReleaseWorker:
             await subject.submit(home=home)
             await subject.claim(1, partition=home)
         assert await subject.store.release_worker(WORKER) == 4
+
+
+class TestLostWorker:
+    """What a worker held that died under its supervisor counts as lost."""
+
+    async def test_the_attempt_says_so_and_the_job_keeps_its_place(self, subject: Subject) -> None:
+        ids = await subject.submit_many(3)
+        token = (await subject.claim_one()).token
+        assert await subject.store.release_worker(WORKER, lost=True) == 1
+        assert await subject.order() == ids
+        record = await subject.get(ids[0])
+        assert (record.state, record.counted, record.lost) == (State.QUEUED, 0, 1)
+        assert [attempt.outcome for attempt in record.attempts] == [AttemptOutcome.WORKER_LOST]
+        assert (await subject.settle(token, Verb.COMPLETE, value=b"1")).code is SettleCode.STALE
+        assert await subject.count("lost") == 1
+
+    async def test_the_third_death_poisons(self, subject: Subject) -> None:
+        job_id = await subject.submit()
+        for _ in range(3):
+            assert (await subject.claim_one()).token.job_id == job_id
+            assert await subject.store.release_worker(WORKER, lost=True) == 1
+        record = await subject.get(job_id)
+        assert (record.state, record.reason, record.counted, record.lost) == (State.FAILED, Reason.POISONED, 0, 3)
+        assert (await subject.count("lost"), await subject.count("poisoned")) == (3, 1)
+        assert await subject.store.release_worker(WORKER, lost=True) == 0
+
+    async def test_deaths_and_lapses_add_up_and_hand_backs_do_not(self, subject: Subject) -> None:
+        job_id = await subject.submit()
+        await subject.claim_one()
+        for _ in range(17):
+            await subject.advance(1_000)
+            await subject.store.reap(0)
+        for lost in (True, False, False, True):
+            assert (await subject.claim_one()).token.job_id == job_id
+            await subject.store.release_worker(WORKER, lost=lost)
+        record = await subject.get(job_id)
+        assert (record.state, record.reason, record.lost) == (State.FAILED, Reason.POISONED, 3)
+
+    async def test_a_cancelled_one_ends(self, subject: Subject) -> None:
+        token = await subject.running()
+        await subject.store.cancel([token.job_id])
+        assert await subject.store.release_worker(WORKER, lost=True) == 1
+        record = await subject.get(token.job_id)
+        assert (record.state, record.lost) == (State.CANCELLED, 1)
+        assert [attempt.outcome for attempt in record.attempts] == [AttemptOutcome.WORKER_LOST]

@@ -114,7 +114,7 @@ class KilledLoad:
 
     async def work(self, number: int) -> None:
         # What a claim took whose answer never came goes back once it is older than any that is worked on.
-        release = functools.partial(self.store.connection.script, "release_held", 0, WORKER, b"\x90", 500, 200, 1, 1)
+        release = functools.partial(self.store.connection.script, "release_held", 0, WORKER, b"\x90", 500, 200, 0, 1, 1)
         while len(self.done) < self.count:
             try:
                 claimed = await claim(self.store, limit=20, nonce=f"nonce-{number}")

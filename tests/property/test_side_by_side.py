@@ -123,7 +123,7 @@ _ARGUMENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "ms": st.sampled_from([4_000, 5_000, 5_001]),
         "limit": LIMIT,
     },
-    "release_worker": {"worker": st.sampled_from(WORKERS)},
+    "release_worker": {"worker": st.sampled_from(WORKERS), "lost": st.booleans()},
     "prune": {"choice": CHOICE, "ms": st.sampled_from([0, 0, 5_000, 30_000])},
     "announce": {
         "worker": st.sampled_from(WORKERS),
@@ -319,8 +319,8 @@ class SideBySide(RuleBasedStateMachine):
         self.advance(ms)
         self.both("reap", lambda store: store.reap(partition, limit=limit))
 
-    def step_release_worker(self, worker: WorkerName) -> None:
-        self.both("release_worker", lambda store: store.release_worker(worker))
+    def step_release_worker(self, worker: WorkerName, lost: bool) -> None:
+        self.both("release_worker", lambda store: store.release_worker(worker, lost=lost))
 
     def step_prune(self, choice: int, ms: int) -> None:
         self.advance(ms)

@@ -126,8 +126,11 @@ class JobStore(Protocol):
         store was away, or its clock stepped: workers get time to renew).
         """
 
-    async def release_worker(self, worker: WorkerName) -> int:
-        """Give back, uncounted, all that a dead or stopped worker holds; return how many."""
+    async def release_worker(self, worker: WorkerName, *, lost: bool = False) -> int:
+        """Give back all that a worker holds that has ended; return how many.
+
+        Uncounted as ``released``, or with ``lost`` as ``reap`` does: ``worker_lost``, lost + 1, poisoned at ``max_lost``.
+        """
 
     async def prune(self, partition: int, *, limit: int = 200) -> Pruned:
         """Remove final jobs past their retention; then dead letters above the cap of a queue, then other final jobs

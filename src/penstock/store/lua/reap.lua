@@ -6,7 +6,7 @@
 -- Returns: per job [id, status]
 -- Transitions: running -lapse-> queued, running -poison-> failed, running -cancel-> cancelled
 -- Flags: allow-oom
--- Uses: time, job, place_names, place
+-- Uses: time, job, place_names, place, lose
 local limit, max_lost, grace_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local retention = {ms = tonumber(ARGV[4]), failed_ms = tonumber(ARGV[5])}
 local GAP_MS = 5000
@@ -33,20 +33,7 @@ local function give_back(id)
   if job.status ~= 'running' then
     redis.call('ZREM', K.running, id)
   else
-    local lost = tonumber(job.lost or 0) + 1
-    local fields = {'lost', lost}
-    record(id, job, fields, 'worker_lost')
-    if job.cancel then
-      finish(id, job, 'cancelled', fields, retention)
-    elseif lost >= max_lost then
-      fields[#fields + 1] = 'reason'
-      fields[#fields + 1] = 'poisoned'
-      finish(id, job, 'failed', fields, retention)
-      add(counts, 'poisoned', job.queue, 1)
-    else
-      move(id, job, 'queued', job.seq, fields)
-    end
-    add(counts, 'lost', job.queue, 1)
+    lose(id, job, max_lost, retention)
     answers[#answers + 1] = {id, job.status}
   end
 end

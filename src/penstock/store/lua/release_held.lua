@@ -1,13 +1,14 @@
 -- release_held: give back what a worker holds but does not name.
--- Guarantee: uncounted, to the job's own place; a job with a cancel requested becomes cancelled.
+-- Guarantee: to the job's own place, uncounted, or counted as lost where max_lost is not 0; a job with a cancel requested becomes
+--   cancelled.
 -- KEYS: meta (hash), canary (none)
--- ARGV: worker, named (msgpack: [id...]), min_age_ms, limit, retention_ms, failed_retention_ms
+-- ARGV: worker, named (msgpack: [id...]), min_age_ms, limit, max_lost, retention_ms, failed_retention_ms
 -- Returns: number of jobs given back
--- Transitions: running -release-> queued, running -cancel-> cancelled
+-- Transitions: running -release-> queued, running -lapse-> queued, running -poison-> failed, running -cancel-> cancelled
 -- Flags: allow-oom
--- Uses: time, job, place_names, place
-local worker, min_age_ms, limit = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
-local retention = {ms = tonumber(ARGV[5]), failed_ms = tonumber(ARGV[6])}
+-- Uses: time, job, place_names, place, lose
+local worker, min_age_ms, limit, max_lost = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local retention = {ms = tonumber(ARGV[6]), failed_ms = tonumber(ARGV[7])}
 local named = {}
 for _, id in ipairs(cmsgpack.unpack(ARGV[2])) do
   named[id] = true
@@ -20,12 +21,16 @@ local function give_back(id)
     redis.call('ZREM', K.held(worker), id)
     return
   end
-  local fields = {}
-  record(id, job, fields, 'released')
-  if job.cancel then
-    finish(id, job, 'cancelled', fields, retention)
+  if max_lost > 0 then
+    lose(id, job, max_lost, retention)
   else
-    move(id, job, 'queued', job.seq, fields)
+    local fields = {}
+    record(id, job, fields, 'released')
+    if job.cancel then
+      finish(id, job, 'cancelled', fields, retention)
+    else
+      move(id, job, 'queued', job.seq, fields)
+    end
   end
   given_back = given_back + 1
 end

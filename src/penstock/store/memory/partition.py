@@ -160,6 +160,19 @@ class Partition:
             self.end_attempt(job, AttemptOutcome.RELEASED, now_ms, error)
             self.move(job, Event.RELEASE, now_ms)
 
+    def lose(self, job: StoredJob, now_ms: int) -> None:
+        """Put a running job whose worker is gone back to its own place, or poison it, or do the requested cancel."""
+        job.lost += 1
+        self.counters["lost", job.queue] += 1
+        self.end_attempt(job, AttemptOutcome.WORKER_LOST, now_ms)
+        if job.cancel_requested_at_ms is not None:
+            self.move(job, Event.CANCEL, now_ms)
+        elif job.lost >= self.limits.max_lost:
+            self.counters["poisoned", job.queue] += 1
+            self.fail(job, Reason.POISONED, Event.POISON, now_ms)
+        else:
+            self.move(job, Event.LAPSE, now_ms)
+
     def holds_work(self, queue: str) -> bool:
         """Tell whether a queue holds a job at any priority."""
         return any(self.queues[queue, priority] for priority in Priority)

@@ -113,9 +113,9 @@ class MemoryStore:
         """Give back what lapsed."""
         return sweeps.reap(self._parts[partition], limit, self._now())
 
-    async def release_worker(self, worker: WorkerName) -> int:
+    async def release_worker(self, worker: WorkerName, *, lost: bool = False) -> int:
         """Give back what a worker holds."""
-        return self._give_back_held(worker, named=set(), min_age_ms=None)
+        return self._give_back_held(worker, named=set(), min_age_ms=None, lost=lost)
 
     async def prune(self, partition: int, *, limit: int = 200) -> Pruned:
         """Remove old final jobs."""
@@ -347,14 +347,19 @@ class MemoryStore:
         part.remove(job)
         return Changed(code=ChangeCode.DONE, state=job.state)
 
-    def _give_back_held(self, worker: WorkerName, *, named: set[JobId], min_age_ms: int | None) -> int:
+    def _give_back_held(
+        self, worker: WorkerName, *, named: set[JobId], min_age_ms: int | None, lost: bool = False
+    ) -> int:
         now_ms = self._now()
         given_back = 0
         for part in self._parts:
             held = part.held[worker]
             for job_id in list(held):
                 if job_id not in named and (min_age_ms is None or now_ms - held.score(job_id) >= min_age_ms):
-                    part.give_back(part.jobs[job_id], now_ms)
+                    if lost:
+                        part.lose(part.jobs[job_id], now_ms)
+                    else:
+                        part.give_back(part.jobs[job_id], now_ms)
                     given_back += 1
         return given_back
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from penstock.core.ids import JobId
 from penstock.core.job import Promoted, Pruned, Reaped
 from penstock.core.limits import SECOND_MS
-from penstock.core.states import AttemptOutcome, Reason, State
+from penstock.core.states import State
 from penstock.core.transitions import Event
 from penstock.store.memory.partition import Partition
 
@@ -37,16 +37,7 @@ def reap(partition: Partition, limit: int, now_ms: int) -> Reaped:
     outcomes: dict[State, list[JobId]] = {State.QUEUED: [], State.FAILED: [], State.CANCELLED: []}
     for job_id in partition.running.up_to(now_ms, limit):
         job = partition.jobs[job_id]
-        job.lost += 1
-        partition.counters["lost", job.queue] += 1
-        partition.end_attempt(job, AttemptOutcome.WORKER_LOST, now_ms)
-        if job.cancel_requested_at_ms is not None:
-            partition.move(job, Event.CANCEL, now_ms)
-        elif job.lost >= partition.limits.max_lost:
-            partition.counters["poisoned", job.queue] += 1
-            partition.fail(job, Reason.POISONED, Event.POISON, now_ms)
-        else:
-            partition.move(job, Event.LAPSE, now_ms)
+        partition.lose(job, now_ms)
         outcomes[job.state].append(job_id)
     return Reaped(
         requeued=tuple(outcomes[State.QUEUED]),

@@ -181,22 +181,25 @@ class RedisJobs:
             await self._release_held(worker, [item.token.job_id for item in items], HELD_MIN_AGE_MS)
         return answers
 
-    async def _release_held(self, worker: WorkerName, named: Sequence[JobId], min_age_ms: int) -> int:
+    async def _release_held(
+        self, worker: WorkerName, named: Sequence[JobId], min_age_ms: int, *, max_lost: int = 0
+    ) -> int:
         given_back = 0
         for partition in range(self.partitions):
             mine = pack([job_id for job_id in named if partition_of(job_id, self.partitions) == partition])
             while True:
                 count = await self._connection.script(
-                    "release_held", partition, worker, mine, min_age_ms, SCRIPT_ITEMS, *self._retention
+                    "release_held", partition, worker, mine, min_age_ms, SCRIPT_ITEMS, max_lost, *self._retention
                 )
                 given_back += count
                 if count < SCRIPT_ITEMS:
                     break
         return given_back
 
-    async def release_worker(self, worker: WorkerName) -> int:
+    async def release_worker(self, worker: WorkerName, *, lost: bool = False) -> int:
         """See ``JobStore.release_worker``."""
-        return await self._release_held(worker, [], 0)
+        max_lost = self._connection.options.limits.max_lost if lost else 0
+        return await self._release_held(worker, [], 0, max_lost=max_lost)
 
     # settle
 
