@@ -185,8 +185,9 @@ class Dump:
         ]
         marked = {name.removeprefix("marker:") for name in self.named("marker")}
         filled = {member.rpartition(":")[0] for member in self.zset("ready")}
+        filled -= {name.decode() for name in self.keys.get("paused", ())}
         if marked != filled if markers else not marked <= filled:
-            problems.append(f"markers of {marked} while {filled} hold work")
+            problems.append(f"markers of {marked} while {filled} are claimable")
         problems += [f"{name} holds {len(self.keys[name])}" for name in self.named("wake") if len(self.keys[name]) > 16]
         problems += [
             f"{name} never goes away" for name in (*self.named("wake"), *self.named("inbox")) if self.ttls[name] <= 0

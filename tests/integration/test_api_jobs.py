@@ -13,8 +13,8 @@ import pytest
 
 from penstock.api.front import Front
 from penstock.core.durations import format_time
-from penstock.core.ids import make_job_id
-from penstock.core.job import JobError, Settle, TaskInfo, Verb, WorkerInfo
+from penstock.core.ids import WorkerName, make_job_id
+from penstock.core.job import ClaimRequest, JobError, Settle, TaskInfo, Verb, WorkerInfo
 from penstock.core.retry import Backoff
 from penstock.core.states import Reason
 from penstock.store import Store, StoreOptions, connect
@@ -351,6 +351,34 @@ async def test_queues(client: httpx.AsyncClient, store: Store) -> None:
     assert (queue["waiting"], queue["running"], queue["delayed"], queue["dead_letters"]) == (1, 1, 1, 0)
     assert (await client.get("/queues")).json() == {"items": [queue], "next": None}
     assert (await client.get("/queues/nope")).json()["code"] == "queue_not_found"
+
+
+async def test_pause_resume_and_purge(client: httpx.AsyncClient, store: Store) -> None:
+    ids = [await submit(client, queue="mail") for _ in range(450)]
+    paused = await client.post("/queues/mail/pause")
+    assert (paused.status_code, paused.json()["paused"], paused.json()["waiting"]) == (200, True, 450)
+    ids.append(await submit(client, queue="mail"))
+    assert (await store.claim(0, claim_of("mail"))).jobs == ()
+    assert 'penstock_queue_paused{queue="mail"} 1.0' in (await client.get("/metrics")).text
+    assert (await client.get("/queues")).json()["items"][0]["paused"] is True
+    purged = await client.post("/queues/mail/purge", content=b"{}")
+    assert (purged.status_code, purged.json()) == (200, {"queue": "mail", "purged": 451, "more": False})
+    assert (await client.get(f"/jobs/{ids[-1]}")).json()["status"] == "cancelled"
+    assert (await client.post("/queues/mail/resume")).json()["paused"] is False
+    last = await submit(client, queue="mail")
+    assert [job.token.job_id for job in (await store.claim(0, claim_of("mail"))).jobs] == [last]
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "purge"])
+async def test_changes_of_queues_that_are_not_there(client: httpx.AsyncClient, verb: str) -> None:
+    assert (await client.post(f"/queues/nope/{verb}")).json()["code"] == "queue_not_found"
+    await submit(client)
+    assert (await client.post(f"/queues/default/{verb}", content=b'{"a": 1}')).status_code == 422
+    assert (await client.post(f"/queues/default/{verb}?force=1")).status_code == 422
+
+
+def claim_of(queue: str) -> ClaimRequest:
+    return ClaimRequest(worker=WorkerName("w"), nonce="n", queues=(queue,), limit=5)
 
 
 async def test_dead_letters(client: httpx.AsyncClient, store: Store) -> None:

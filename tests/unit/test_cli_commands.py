@@ -301,6 +301,19 @@ def test_queues_are_a_table_or_a_document(server: FakeServer, command: Command) 
     assert json.loads(command("watch", "--until-idle", "--json")[1])["items"]
 
 
+def test_a_queue_is_paused_resumed_and_purged(server: FakeServer, command: Command) -> None:
+    queue = {"name": "mail", "paused": True, "waiting": 1_234, "running": 2}
+    server.answer("POST", "/queues/mail/pause", queue)
+    server.answer("POST", "/queues/mail/resume", queue | {"paused": False})
+    server.answer("POST", "/queues/mail/purge", {"queue": "mail", "purged": 1_000, "more": True})
+    server.answer("POST", "/queues/mail/purge", {"queue": "mail", "purged": 234, "more": False})
+    assert command("queue", "pause", "mail")[:2] == (0, "mail paused, 1,234 waiting, 2 running\n")
+    assert json.loads(command("queue", "resume", "mail", "--json")[1])["paused"] is False
+    assert command("queue", "purge", "mail")[:2] == (0, "mail purged, 1,234 cancelled\n")
+    server.answer("GET", "/queues", {"items": [queue]})
+    assert command("queues")[1].splitlines()[1].startswith("mail (paused) ")
+
+
 def test_jobs_and_dead_letters_are_listed(server: FakeServer, command: Command) -> None:
     server.answer("GET", "/jobs", {"items": [job("running"), FAILED], "next": None})
     server.answer("GET", "/dead-letter", {"items": [FAILED] * 3, "next": None})

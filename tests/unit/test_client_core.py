@@ -226,6 +226,9 @@ def test_verbs_and_paths() -> None:
         (core().cancel(JOB_ID), job, "POST", f"/jobs/{JOB_ID}/cancel", None),
         (core().retry(JOB_ID), job, "POST", f"/jobs/{JOB_ID}/retry", None),
         (core().delete(JOB_ID), Answer(status=204, body=b""), "DELETE", f"/jobs/{JOB_ID}", None),
+        (core().pause("a b"), ok({"name": "a b", "paused": True}), "POST", "/queues/a%20b/pause", None),
+        (core().resume("mail"), ok({"name": "mail"}), "POST", "/queues/mail/resume", None),
+        (core().purge("mail"), ok({"queue": "mail", "purged": 2, "more": False}), "POST", "/queues/mail/purge", None),
         (core().queues(), ok({"items": [{"name": "default", "depth": {"high": 2}}]}), "GET", "/queues", None),
         (
             core().redrive({"ids": [JOB_ID], "queue": None, "all": False}),

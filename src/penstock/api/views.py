@@ -136,9 +136,13 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueView(msgspec.Struct, frozen=True, kw_only=True):
-    """Count what a queue holds: `depth` waits by priority, `finished` is kept by status, `dead_letters` failed."""
+    """Count what a queue holds: `depth` waits by priority, `finished` is kept by status, `dead_letters` failed.
+
+    A `paused` queue takes jobs and hands none out.
+    """
 
     name: str
+    paused: bool
     depth: dict[str, int]
     waiting: int
     running: int
@@ -152,6 +156,14 @@ class QueueList(msgspec.Struct, frozen=True, kw_only=True):
 
     items: list[QueueView]
     next: str | None = None
+
+
+class Purged(msgspec.Struct, frozen=True, kw_only=True):
+    """Count what a purge cancelled; `more` says that it stopped early because the server stops."""
+
+    queue: str
+    purged: int
+    more: bool
 
 
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
@@ -321,6 +333,7 @@ def queue(info: QueueInfo) -> QueueView:
     """Show a queue."""
     return QueueView(
         name=info.name,
+        paused=info.paused,
         depth={priority.value: info.depth.get(priority, 0) for priority in Priority},
         waiting=sum(info.depth.values()),
         running=info.running,

@@ -34,7 +34,7 @@ def print_queues(found: Sequence[Queue]) -> None:
     columns = ["queue", *_PRIORITIES, "running", "delayed", "completed", "failed", "cancelled", "expired"]
     rows = [
         [
-            queue.name,
+            f"{queue.name} (paused)" if queue.paused else queue.name,
             *(f"{queue.depth.get(priority, 0):,}" for priority in _PRIORITIES),
             f"{queue.running:,}",
             f"{queue.delayed:,}",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         UnexpectedAnswer,
         WaitTimeout,
     )
-    from penstock.client.job import Attempt, Deleted, Job, JobError, JobPage, Queue, Redriven, Submission
+    from penstock.client.job import Attempt, Deleted, Job, JobError, JobPage, Purged, Queue, Redriven, Submission
     from penstock.client.sync import Client
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "NotAllowed",
     "NotFound",
     "PenstockClientError",
+    "Purged",
     "Queue",
     "Redriven",
     "RequestRejected",
@@ -77,6 +78,7 @@ _HOMES = {
     "NotAllowed": "penstock.client.errors",
     "NotFound": "penstock.client.errors",
     "PenstockClientError": "penstock.client.errors",
+    "Purged": "penstock.client.job",
     "Queue": "penstock.client.job",
     "Redriven": "penstock.client.job",
     "RequestRejected": "penstock.client.errors",

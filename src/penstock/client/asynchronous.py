@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from penstock.client.core import Answer, Call, Flow, JobItem, NoAnswer, chunks
-from penstock.client.job import Deleted, Job, JobPage, Queue, Redriven, Submission
+from penstock.client.job import Deleted, Job, JobPage, Purged, Queue, Redriven, Submission
 from penstock.client.transport import answer_of, make_core, no_answer_of, request_options, transport_options
 
 T = TypeVar("T")
@@ -94,6 +94,18 @@ class AsyncClient:
     async def queues(self) -> list[Queue]:
         """Fetch what every queue holds."""
         return await self._run(self._core.queues())
+
+    async def pause(self, queue: str) -> Queue:
+        """Stop handing out a queue's jobs; submits are taken, what runs goes on. Raises NotFound."""
+        return await self._run(self._core.pause(queue))
+
+    async def resume(self, queue: str) -> Queue:
+        """Hand out a paused queue's jobs again. Raises NotFound."""
+        return await self._run(self._core.resume(queue))
+
+    async def purge(self, queue: str) -> Purged:
+        """Cancel all that is queued in a queue. Raises NotFound."""
+        return await self._run(self._core.purge(queue))
 
     async def dead_letters(self, *, queue: str | None = None, limit: int = 50, cursor: str | None = None) -> JobPage:
         """Fetch one page of the failed jobs."""

@@ -29,7 +29,7 @@ from penstock.client.errors import (
     UnexpectedAnswer,
     WaitTimeout,
 )
-from penstock.client.job import Deleted, Job, JobPage, Queue, Redriven, Submission
+from penstock.client.job import Deleted, Job, JobPage, Purged, Queue, Redriven, Submission
 from penstock.core.errors import FieldError
 
 CHUNK_ITEMS = 1_000
@@ -38,6 +38,8 @@ CHUNK_BYTES = 4 * 1024 * 1024
 POLL_SECONDS = 30.0
 #: A server that waits for N seconds answers a little later than that.
 _ANSWER_MARGIN_SECONDS = 10.0
+#: A purge answers once all is cancelled; a million jobs take about half a minute.
+_PURGE_SECONDS = 600.0
 _BACKOFF_FIRST_SECONDS, _BACKOFF_LAST_SECONDS = 0.1, 5.0
 _RETRY_AFTER_MAX_SECONDS = 60.0
 #: Who waits for a job wants its end, not the news that the server restarts: eight repeats last about 15 s.
@@ -176,6 +178,22 @@ class ClientCore:
         """Fetch what every queue holds."""
         answer = yield from self._send("GET", "/queues")
         return _read(answer, _Queues).items
+
+    def pause(self, queue: str) -> Flow[Queue]:
+        """Stop handing out a queue's jobs."""
+        answer = yield from self._send("POST", f"{_queue_path(queue)}/pause")
+        return _read(answer, Queue)
+
+    def resume(self, queue: str) -> Flow[Queue]:
+        """Hand out a paused queue's jobs again."""
+        answer = yield from self._send("POST", f"{_queue_path(queue)}/resume")
+        return _read(answer, Queue)
+
+    def purge(self, queue: str) -> Flow[Purged]:
+        """Cancel all that is queued in a queue."""
+        timeout = max(self.timeout_seconds, _PURGE_SECONDS)
+        answer = yield from self._send("POST", f"{_queue_path(queue)}/purge", timeout_seconds=timeout)
+        return _read(answer, Purged)
 
     def dead_letters(self, *, queue: str | None, limit: int, cursor: str | None) -> Flow[JobPage]:
         """Fetch one page of the dead letter."""
@@ -357,6 +375,10 @@ def _seconds(text: str | None) -> float | None:
     with contextlib.suppress(ValueError):
         return max(0.0, float(text)) if text else None
     return None
+
+
+def _queue_path(queue: str) -> str:
+    return f"/queues/{quote(queue, safe='')}"
 
 
 def _job_path(job_id: str) -> str:

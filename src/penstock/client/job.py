@@ -106,15 +106,24 @@ class JobPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Queue(msgspec.Struct, frozen=True, kw_only=True):
-    """Count what a queue holds; ``depth`` is by priority, ``finished`` by status."""
+    """Count what a queue holds; ``depth`` is by priority, ``finished`` by status. A paused one hands no jobs out."""
 
     name: str
+    paused: bool = False
     depth: dict[str, int] = {}
     waiting: int = 0
     running: int = 0
     delayed: int = 0
     dead_letters: int = 0
     finished: dict[str, int] = {}
+
+
+class Purged(msgspec.Struct, frozen=True, kw_only=True):
+    """Count what a purge cancelled; ``more`` says that it stopped before the end: call again."""
+
+    queue: str
+    purged: int = 0
+    more: bool = False
 
 
 class Redriven(msgspec.Struct, frozen=True, kw_only=True):

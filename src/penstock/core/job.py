@@ -191,6 +191,17 @@ class Promoted(msgspec.Struct, frozen=True, kw_only=True):
     now_ms: int
 
 
+class Purged(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer one step of a purge.
+
+    ``up_to`` is the last place in the queue that the purge takes; hand it to the next step when there is ``more``.
+    """
+
+    cancelled: int
+    up_to: int
+    more: bool
+
+
 class Reaped(msgspec.Struct, frozen=True, kw_only=True):
     """Answer a reap: the jobs whose lease lapsed, by what became of them."""
 
@@ -284,13 +295,14 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Count what a queue holds; ``finished`` counts retained final jobs by state."""
+    """Count what a queue holds; ``finished`` counts retained final jobs by state. A paused queue hands out nothing."""
 
     name: str
     depth: dict[Priority, int]
     running: int
     delayed: int
     finished: dict[State, int]
+    paused: bool = False
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,6 +46,7 @@ JOB_COUNTERS: Mapping[str, Declared] = {
     }.items()
 }
 QUEUE_DEPTH = Declared("penstock_queue_depth", "gauge", ("queue", "priority"), "Jobs that wait to be claimed.")
+QUEUE_PAUSED = Declared("penstock_queue_paused", "gauge", ("queue",), "1 while the queue is paused, else 0.")
 JOBS_RUNNING = Declared("penstock_jobs_running", "gauge", ("queue",), "Jobs that run now.")
 JOBS_DELAYED = Declared("penstock_jobs_delayed", "gauge", ("queue",), "Jobs scheduled or waiting for a retry.")
 DEAD_LETTERS = Declared("penstock_dead_letters", "gauge", ("queue",), "Failed jobs that are kept.")
@@ -65,6 +66,7 @@ HTTP_DURATION = Declared(
 METRICS: tuple[Declared, ...] = (
     *JOB_COUNTERS.values(),
     QUEUE_DEPTH,
+    QUEUE_PAUSED,
     JOBS_RUNNING,
     JOBS_DELAYED,
     DEAD_LETTERS,
@@ -140,6 +142,7 @@ class _StoreCollector(Collector):
             QUEUE_DEPTH,
             [((queue.name, level.value), queue.depth.get(level, 0)) for queue in queues for level in Priority],
         )
+        yield _gauge(QUEUE_PAUSED, [((queue.name,), int(queue.paused)) for queue in queues])
         yield _gauge(JOBS_RUNNING, [((queue.name,), queue.running) for queue in queues])
         yield _gauge(JOBS_DELAYED, [((queue.name,), queue.delayed) for queue in queues])
         yield _gauge(DEAD_LETTERS, [((queue.name,), queue.finished.get(State.FAILED, 0)) for queue in queues])

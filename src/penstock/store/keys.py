@@ -41,11 +41,12 @@ KINDS: dict[str, KeyKind] = {
     "expiry": KeyKind("expiry", "zset", "ids not yet started that have expires_at, by it (Unix ms)"),
     "ready": KeyKind("ready", "zset", "<queue>:<priority> of non-empty queues, by depth"),
     "queues": KeyKind("queues", "set", "names of all queues ever used"),
+    "paused": KeyKind("paused", "set", "names of paused queues"),
     "counters": KeyKind("counters", "hash", "<name>:<queue> -> count; seq"),
     "gauges": KeyKind(
         "gauges", "hash", "<name>:<queue> -> how many now (running, delayed); finished: -> final jobs but the failed"
     ),
-    "marker": KeyKind("marker:{}", "list", "one element while the queue holds a job"),
+    "marker": KeyKind("marker:{}", "list", "one element while the queue holds a job and is not paused"),
     "due": KeyKind("due", "list", "one element after an earlier due time was set"),
     "wake": KeyKind("wake:{}", "list", "a worker's wake-ups, at most 16; expires"),
     "inbox": KeyKind("inbox:{}", "list", "ids that became final, for one waiting process; capped, expires"),

@@ -28,6 +28,7 @@ from penstock.core.job import (
     Page,
     Promoted,
     Pruned,
+    Purged,
     QueueInfo,
     Reaped,
     Settle,
@@ -56,14 +57,12 @@ class JobStore(Protocol):
     async def claim(self, partition: int, request: ClaimRequest) -> Claimed:
         """Hand out up to ``limit`` queued jobs: by priority, then queue in the order given, then arrival.
 
-        Looks at the first 200 jobs of a queue and priority. A job past ``expires_at`` that never started becomes
-        ``expired``. A job whose task is not among ``tasks``: when a live worker (announced in the last 60
-        s) knows it,
-        it stays and counts as ``skipped``, and when only such jobs stand in the first 200, one more window of 200 at
-        ``window_start`` of the queue is looked at; when none knows it, it is deferred: ``retrying``, uncounted,
-        ``no_handler`` + 1, due after 1 s doubling to 30 s, and fails with reason ``unknown_task`` once 24 h
-        have passed
-        since it was created (or last redriven).
+        Nothing comes from a paused queue. Looks at the first 200 jobs of a queue and priority. A job past
+        ``expires_at`` that never started becomes ``expired``. A job whose task is not among ``tasks``: when a live
+        worker (announced in the last 60 s) knows it, it stays and counts as ``skipped``, and when only such jobs stand
+        in the first 200, one more window of 200 at ``window_start`` of the queue is looked at; when none knows it, it
+        is deferred: ``retrying``, uncounted, ``no_handler`` + 1, due after 1 s doubling to 30 s, and fails with reason
+        ``unknown_task`` once 24 h have passed since it was created (or last redriven).
         Each claim raises ``attempt`` by one. Large inputs (over 16 KiB, or beyond 1 MiB a call) come as None.
         """
 
@@ -111,6 +110,22 @@ class JobStore(Protocol):
     async def delete(self, ids: Sequence[JobId]) -> list[Changed]:
         """Remove final jobs with all their keys; CONFLICT where not final."""
 
+    async def pause(self, queue: str) -> None:
+        """Hand out nothing of a queue and wake nobody for it until ``resume``; makes the queue known.
+
+        Submits are taken and what runs goes on. Harmless to repeat, which is what to do after an error.
+        """
+
+    async def resume(self, queue: str) -> None:
+        """Hand out a paused queue's jobs again; harmless where it is not paused."""
+
+    async def purge(self, partition: int, queue: str, *, up_to: int | None = None, limit: int = 200) -> Purged:
+        """Cancel up to ``limit`` queued jobs of a queue, most urgent first, then by arrival.
+
+        ``up_to`` None takes the newest place for the last; a later step passes on what the first one answered, so
+        that what came meanwhile stays. Running, scheduled and retrying jobs stay too.
+        """
+
     async def promote(self, partition: int, *, limit: int = 200) -> Promoted:
         """Queue delayed jobs that are due (oldest due first), expire jobs past ``expires_at`` that never
         started; up to ``limit`` of each.
@@ -129,7 +144,8 @@ class JobStore(Protocol):
     async def release_worker(self, worker: WorkerName, *, lost: bool = False) -> int:
         """Give back all that a worker holds that has ended; return how many.
 
-        Uncounted as ``released``, or with ``lost`` as ``reap`` does: ``worker_lost``, lost + 1, poisoned at ``max_lost``.
+        Uncounted as ``released``, or with ``lost`` as ``reap`` does: ``worker_lost``, lost + 1, poisoned at
+        ``max_lost``.
         """
 
     async def prune(self, partition: int, *, limit: int = 200) -> Pruned:

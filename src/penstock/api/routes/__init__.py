@@ -9,7 +9,14 @@ from penstock.api.routes.dead_letters import delete_dead_letters, list_dead_lett
 from penstock.api.routes.documents import get_documentation_file, get_documentation_page, get_openapi
 from penstock.api.routes.health import get_health, get_liveness, get_metrics, get_readiness
 from penstock.api.routes.jobs import cancel_job, delete_job, get_job, list_jobs, retry_job
-from penstock.api.routes.queues import get_queue, list_queues, list_workers
+from penstock.api.routes.queues import (
+    get_queue,
+    list_queues,
+    list_workers,
+    pause_queue,
+    purge_queue,
+    resume_queue,
+)
 
 ROUTES: tuple[HTTPRouteHandler, ...] = (
     submit_job,
@@ -22,6 +29,9 @@ ROUTES: tuple[HTTPRouteHandler, ...] = (
     delete_job,
     list_queues,
     get_queue,
+    pause_queue,
+    resume_queue,
+    purge_queue,
     list_dead_letters,
     redrive_dead_letters,
     delete_dead_letters,

@@ -43,7 +43,8 @@ for _, queue in ipairs(list(redis.pcall('SMEMBERS', K.queues))) do
     compare('ready ' .. queue .. ':' .. priority, tonumber(score(K.ready, queue .. ':' .. priority) or 0), depth)
     holds_work = holds_work or depth > 0
   end
-  if holds_work and redis.call('EXISTS', K.marker(queue)) == 0 then
+  local paused = redis.pcall('SISMEMBER', K.paused, queue) == 1
+  if holds_work and not paused and redis.call('EXISTS', K.marker(queue)) == 0 then
     findings[#findings + 1] = {'marker ' .. queue, 'no_marker', 'jobs wait but an idle worker would not wake'}
   end
 end

@@ -1,5 +1,6 @@
 -- claim: hand out queued jobs to one worker, by priority, then queue in the order given, then arrival.
--- Guarantee: a job is handed out under one token at a time; jobs of unknown tasks are skipped or deferred, late ones expire.
+-- Guarantee: a job is handed out under one token at a time; jobs of unknown tasks are skipped or deferred, late ones expire;
+--   nothing comes from a paused queue.
 -- KEYS: meta (hash), canary (none)
 -- ARGV: request (msgpack: [worker, nonce, limit, lease_ms, queues, tasks or nil, window_start]), bounds (msgpack: [small_bytes, call_bytes, unknown_task_ms, retention_ms, failed_retention_ms])
 -- Returns: [now, next due or '', skipped, deferred, remaining 0|1, jobs: [id, attempt, counted, lost, task, type, queue, priority, created, deadline, options, input or nil]...]
@@ -7,13 +8,20 @@
 -- Flags: allow-oom
 -- Uses: time, job, place_names, place
 local request, bounds = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
-local worker, nonce, limit, lease_ms, queues, window_start = request[1], request[2], request[3], request[4], request[5], request[7]
+local worker, nonce, limit, lease_ms, window_start = request[1], request[2], request[3], request[4], request[7]
 local retention = {ms = bounds[4], failed_ms = bounds[5]}
 local LOOK, TASK_LIVE_MS = 200, 60000
 -- What a claim needs of each job; the rest is read only where a job is not handed out.
 local NAMES = {'status', 'queue', 'priority', 'attempt', 'counted', 'lost', 'task', 'type', 'created', 'head', 'input', 'expires'}
 local REST = {'no_handler', 'redriven', 'retention', 'watch'}
 local jobs, skipped, deferred, bytes_left = {}, 0, 0, bounds[2]
+
+local queues = {}
+for index = 1, #request[5] do
+  if not is_paused(request[5][index]) then
+    queues[#queues + 1] = request[5][index]
+  end
+end
 
 local known
 if request[6] then

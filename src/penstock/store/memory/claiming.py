@@ -40,14 +40,15 @@ class _Claim:
     def run(self) -> Claimed:
         for priority in Priority:
             for queue in self.request.queues:
-                self._serve(self.partition.queues[queue, priority])
+                if queue not in self.partition.paused:
+                    self._serve(self.partition.queues[queue, priority])
         for queue in self.request.queues:
             self.partition.mark(queue)
         return Claimed(
             jobs=tuple(self.jobs),
             skipped=self.skipped,
             deferred=self.deferred,
-            remaining=any(self.partition.holds_work(queue) for queue in self.request.queues),
+            remaining=any(self.partition.is_claimable(queue) for queue in self.request.queues),
             next_due_ms=self.partition.delayed.first_score(),
             now_ms=self.now_ms,
         )

@@ -90,6 +90,7 @@ class Partition:
         #: Jobs never started that have an ``expires_at``, by it.
         self.expiry = Index()
         self.known_queues: set[str] = set()
+        self.paused: set[str] = set()
         self.counters: Counter[tuple[str, str]] = Counter()
         self.swept_at_ms: int | None = None
         self.reap_from_ms = 0
@@ -173,13 +174,22 @@ class Partition:
         else:
             self.move(job, Event.LAPSE, now_ms)
 
+    @property
+    def last_place(self) -> int:
+        """Return the newest place that was given out in the queues."""
+        return self._seq
+
     def holds_work(self, queue: str) -> bool:
         """Tell whether a queue holds a job at any priority."""
         return any(self.queues[queue, priority] for priority in Priority)
 
+    def is_claimable(self, queue: str) -> bool:
+        """Tell whether a queue holds a job that a claim may hand out."""
+        return queue not in self.paused and self.holds_work(queue)
+
     def mark(self, queue: str) -> None:
-        """Keep: a queue holds a job just when its marker is set, until a waiter takes it."""
-        self.signals.mark(self.number, queue, holds_work=self.holds_work(queue))
+        """Keep: a queue is claimable just when its marker is set, until a waiter takes it."""
+        self.signals.mark(self.number, queue, holds_work=self.is_claimable(queue))
 
     def gauge(self, index: Index, queue: str) -> int:
         """Count a queue's jobs in an index of many queues."""

@@ -81,6 +81,7 @@ def queue_info(partitions: Sequence[Partition], name: str) -> QueueInfo:
         finished={
             state: sum(len(one.final[state, name]) for one in partitions) for state in State if state in FINAL_STATES
         },
+        paused=all(name in one.paused for one in partitions),
     )
 
 

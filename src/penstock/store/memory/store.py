@@ -23,6 +23,7 @@ from penstock.core.job import (
     Page,
     Promoted,
     Pruned,
+    Purged,
     QueueInfo,
     Reaped,
     Settle,
@@ -104,6 +105,26 @@ class MemoryStore:
     async def delete(self, ids: Sequence[JobId]) -> list[Changed]:
         """Remove final jobs."""
         return [self._change(job_id, self._delete) for job_id in ids]
+
+    async def pause(self, queue: str) -> None:
+        """Hand out nothing of a queue."""
+        self._check_open()
+        for part in self._parts:
+            part.known_queues.add(queue)
+            part.paused.add(queue)
+            part.mark(queue)
+
+    async def resume(self, queue: str) -> None:
+        """Hand out a queue's jobs again."""
+        self._check_open()
+        for part in self._parts:
+            part.known_queues.add(queue)
+            part.paused.discard(queue)
+            part.mark(queue)
+
+    async def purge(self, partition: int, queue: str, *, up_to: int | None = None, limit: int = 200) -> Purged:
+        """Cancel what is queued."""
+        return sweeps.purge(self._parts[partition], queue, up_to, limit, self._now())
 
     async def promote(self, partition: int, *, limit: int = 200) -> Promoted:
         """Queue what is due, expire what is late."""

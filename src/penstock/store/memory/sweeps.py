@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from penstock.core.ids import JobId
-from penstock.core.job import Promoted, Pruned, Reaped
+from penstock.core.job import Promoted, Pruned, Purged, Reaped
 from penstock.core.limits import SECOND_MS
-from penstock.core.states import State
+from penstock.core.states import Priority, State
 from penstock.core.transitions import Event
 from penstock.store.memory.partition import Partition
 
@@ -58,6 +58,19 @@ def prune(partition: Partition, limit: int, *, dead_cap: int, finished_cap: int,
     finished = partition.finished.slice(0, min(max(0, len(partition.finished) - finished_cap), limit))
     _remove(partition, finished)
     return Pruned(expired=len(aged), capped=len(dead) + len(finished))
+
+
+def purge(partition: Partition, queue: str, up_to: int | None, limit: int, now_ms: int) -> Purged:
+    """Cancel queued jobs up to a place in the queue, most urgent first."""
+    last = partition.last_place if up_to is None else up_to
+    chosen: list[JobId] = []
+    for priority in Priority:
+        chosen += partition.queues[queue, priority].up_to(last, limit - len(chosen))
+    for job_id in chosen:
+        job = partition.jobs[job_id]
+        job.cancel_requested_at_ms = now_ms
+        partition.move(job, Event.CANCEL, now_ms)
+    return Purged(cancelled=len(chosen), up_to=last, more=len(chosen) == limit > 0)
 
 
 def _remove(partition: Partition, ids: list[JobId]) -> None:

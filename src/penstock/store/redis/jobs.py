@@ -18,6 +18,7 @@ from penstock.core.job import (
     NewJob,
     Promoted,
     Pruned,
+    Purged,
     Reaped,
     Settle,
     Settled,
@@ -244,6 +245,26 @@ class RedisJobs:
     async def delete(self, ids: Sequence[JobId]) -> list[Changed]:
         """See ``JobStore.delete``."""
         return await self._change("delete", ids)
+
+    # queues
+
+    async def _pause(self, queue: str, paused: int) -> None:
+        calls = (self._connection.script("pause", partition, queue, paused) for partition in range(self.partitions))
+        await asyncio.gather(*calls)
+
+    async def pause(self, queue: str) -> None:
+        """See ``JobStore.pause``."""
+        await self._pause(queue, 1)
+
+    async def resume(self, queue: str) -> None:
+        """See ``JobStore.resume``."""
+        await self._pause(queue, 0)
+
+    async def purge(self, partition: int, queue: str, *, up_to: int | None = None, limit: int = SCRIPT_ITEMS) -> Purged:
+        """See ``JobStore.purge``."""
+        last = "" if up_to is None else up_to
+        cancelled, last, more = await self._connection.script("purge", partition, queue, last, limit, *self._retention)
+        return Purged(cancelled=cancelled, up_to=int(last), more=more == 1)
 
     # upkeep
 

@@ -178,6 +178,7 @@ class RedisReader:
         for keys in self._connection.keys:
             commands.append(("HGETALL", keys.key("gauges")))
             commands.append(("ZRANGE", keys.key("ready"), "0", "-1", "WITHSCORES"))
+            commands.append(("SMEMBERS", keys.key("paused")))
             for name in names:
                 commands.append(("ZCARD", keys.key("dead", name)))
                 commands += [
@@ -190,6 +191,8 @@ class RedisReader:
         finished = {
             name: dict.fromkeys((State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED), 0) for name in names
         }
+        # A pause that reached only some of the partitions failed, and its caller was told so.
+        paused = set(names)
         for _ in self._connection.keys:
             for field, value in _as_dict(next(answers)).items():
                 gauge, _, name = field.decode().partition(":")
@@ -199,6 +202,7 @@ class RedisReader:
                 name, _, priority = member.decode().rpartition(":")
                 if name in depth:
                     depth[name][Priority(priority)] += int(float(score))
+            paused &= {name.decode() for name in next(answers)}
             for name in names:
                 for state in (State.FAILED, State.COMPLETED, State.CANCELLED, State.EXPIRED):
                     finished[name][state] += next(answers)
@@ -209,6 +213,7 @@ class RedisReader:
                 running=gauges[name]["running"],
                 delayed=gauges[name]["delayed"],
                 finished=finished[name],
+                paused=name in paused,
             )
             for name in names
         ]

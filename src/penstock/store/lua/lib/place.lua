@@ -128,10 +128,19 @@ local function next_seq(block)
   return seq_next - 1
 end
 
--- Keep: a queue holds a job <=> its marker is set.
+-- A damaged set of paused queues stops nothing.
+local paused = {}
+local function is_paused(queue)
+  if paused[queue] == nil then
+    paused[queue] = redis.pcall('SISMEMBER', K.paused, queue) == 1
+  end
+  return paused[queue]
+end
+
+-- Keep: a queue holds a job and is not paused <=> its marker is set.
 local function set_marker(queue, holds_work)
   local marker = K.marker(queue)
-  if not holds_work then
+  if not holds_work or is_paused(queue) then
     redis.call('DEL', marker)
   elseif redis.call('LLEN', marker) == 0 then
     redis.call('RPUSH', marker, '1')
