@@ -129,7 +129,8 @@ class JobStore(Protocol):
     async def release_worker(self, worker: WorkerName, *, lost: bool = False) -> int:
         """Give back all that a worker holds that has ended; return how many.
 
-        Uncounted as ``released``, or with ``lost`` as ``reap`` does: ``worker_lost``, lost + 1, poisoned at ``max_lost``.
+        Uncounted as ``released``, or with ``lost`` as ``reap`` does: ``worker_lost``, lost + 1, poisoned at
+        ``max_lost``.
         """
 
     async def prune(self, partition: int, *, limit: int = 200) -> Pruned:
