@@ -210,8 +210,18 @@ class Settings:
     )
     threads: int = _setting("PENSTOCK_THREADS", 8, _integer(1, 1_000), "Plain jobs that run at once.", "worker")
     processes: int = _setting(
-        "PENSTOCK_PROCESSES", 0, _integer(0, 1_000), "Processes of the pool for CPU work; 0 is one a core.", "worker",
+        "PENSTOCK_PROCESSES", 1, _integer(1, 256),
+        "Processes that run jobs, each with the concurrency, threads and pool that are set.", "worker",
+    )  # fmt: skip
+    pool_processes: int = _setting(
+        "PENSTOCK_POOL_PROCESSES", 0, _integer(0, 1_000),
+        'Processes of the pool for tasks with `executor="process"`; 0 is one a core.', "worker",
         shown="one a core",
+    )  # fmt: skip
+    process_silence_ms: int = _setting(
+        "PENSTOCK_PROCESS_SILENCE", 60_000, _duration(2_000, 86_400_000),
+        "Time after which a process that gives no sign of life is killed; until then its leases are renewed for it.",
+        "worker", shown="60s",
     )  # fmt: skip
     lease_ms: int = _setting(
         "PENSTOCK_LEASE", TaskDefaults().lease_ms, _duration(2_000, 3_600_000),
@@ -340,6 +350,8 @@ class Settings:
             concurrency=self.concurrency,
             threads=self.threads,
             processes=self.processes,
+            pool_processes=self.pool_processes,
+            process_silence_ms=self.process_silence_ms,
             lease_ms=self.lease_ms,
             drain_ms=self.drain_ms,
             ai=self.ai_settings(),

@@ -142,7 +142,7 @@ async def test_leaving_the_interpreter_is_a_failed_attempt(store: Store) -> None
 
 
 async def test_a_child_that_dies_is_a_counted_attempt_and_takes_nobody_along(store: Store) -> None:
-    async with working(store, processes=1):
+    async with working(store, pool_processes=1):
         record = await run_one(store, "die", {"code": 7}, options=ONCE)
         assert (await completed(store, "cube", 2))["cube"] == 8
     assert (record.reason, record.attempts[0].outcome) == (Reason.EXHAUSTED, AttemptOutcome.WORKER_LOST)

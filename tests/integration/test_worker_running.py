@@ -321,7 +321,7 @@ def start_worker_process(
         "from penstock.worker.main import run_worker\n"
         "from penstock.worker.options import WorkerOptions\n"
         "configure_logging(json=True, level='info')\n"
-        f"options = WorkerOptions(modules={modules!r}, drain_ms={drain_ms}, log_json=True, processes=1)\n"
+        f"options = WorkerOptions(modules={modules!r}, drain_ms={drain_ms}, log_json=True, pool_processes=1)\n"
         f"sys.exit(run_worker(options, StoreOptions(redis_url={redis_url!r}, namespace={namespace!r})))\n"
     )
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)

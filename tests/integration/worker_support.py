@@ -82,7 +82,7 @@ async def working(
     async def same() -> Store:
         return _Unclosed(store)
 
-    settings: dict[str, Any] = {"drain_ms": 10_000, "processes": 2} | options
+    settings: dict[str, Any] = {"drain_ms": 10_000, "pool_processes": 2} | options
     worker = Worker(
         WorkerOptions(modules=tuple(modules), **settings), connect or same, lease_thread=connect is not None
     )

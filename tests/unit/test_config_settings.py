@@ -214,6 +214,8 @@ def test_options_of_each_part_are_filled() -> None:
         environ={
             "PENSTOCK_QUEUES": "mail",
             "PENSTOCK_PROCESSES": "2",
+            "PENSTOCK_POOL_PROCESSES": "3",
+            "PENSTOCK_PROCESS_SILENCE": "90s",
             "PENSTOCK_AI_MODEL": "m",
             "PENSTOCK_MAX_WAIT": "5s",
             "PENSTOCK_PARTITIONS": "4",
@@ -223,6 +225,7 @@ def test_options_of_each_part_are_filled() -> None:
     )
     worker = settings.worker_options(("mine",))
     assert (worker.queues, worker.processes, worker.modules, worker.log_json) == (("mail",), 2, ("mine",), True)
+    assert (worker.pool_processes, worker.process_silence_ms) == (3, 90_000)
     assert worker.ai.model == "m"
     assert settings.store_options("redis://x").partitions == 4
     assert settings.api_options().limits.wait_ms == 5_000

@@ -22,6 +22,7 @@ Modules = Annotated[
 def worker(modules: Modules = None, *, settings: Settings) -> int:
     """Run jobs until SIGINT or SIGTERM: the built-in tasks and those of MODULES.
 
+    A supervisor keeps --processes processes running; each runs up to the concurrency, threads and pool that are set.
     Without --redis-url it works for the instance that 'penstock up' runs in this folder.
     """
     prepare_server(settings)

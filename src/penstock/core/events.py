@@ -11,6 +11,13 @@ WORKER_STOPPING = "worker.stopping"
 WORKER_HASTENED = "worker.hastened"
 WORKER_STOPPED = "worker.stopped"
 
+#: A process under the supervisor has ended; what it held has gone back, and it is started again.
+PROCESS_ENDED = "process.ended"
+#: A process does not renew its leases, so the supervisor does.
+PROCESS_UNRESPONSIVE = "process.unresponsive"
+#: A process gave no sign of life for too long, or did not end after the drain; it is killed.
+PROCESS_KILLED = "process.killed"
+
 JOB_FAILED = "job.failed"
 JOB_RETRYING = "job.retrying"
 JOB_SNOOZED = "job.snoozed"
@@ -46,6 +53,9 @@ EVENTS = frozenset(
         WORKER_STOPPING,
         WORKER_HASTENED,
         WORKER_STOPPED,
+        PROCESS_ENDED,
+        PROCESS_UNRESPONSIVE,
+        PROCESS_KILLED,
         JOB_FAILED,
         JOB_RETRYING,
         JOB_SNOOZED,

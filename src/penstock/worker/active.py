@@ -38,6 +38,7 @@ class ActiveJob:
         "cause",
         "claimed",
         "flag",
+        "lease_entry",
         "long_warned",
         "policy",
         "release_slot",
@@ -65,6 +66,8 @@ class ActiveJob:
         self.stopper: Callable[[StopCause], None] | None = None
         self.started_s = time.monotonic()
         self.long_warned = False
+        #: Where the lease is written down for the supervisor, 0 for nowhere.
+        self.lease_entry = 0
         self._progress: bytes | None = None
         self._on_progress = on_progress
 

@@ -17,17 +17,23 @@ from penstock.core.job import Extended, Extension
 from penstock.store.protocol import Store
 from penstock.worker.active import ActiveJob, StopCause
 from penstock.worker.backoff import Outage
+from penstock.worker.lease_table import LeaseWriter
 
 StoreFactory = Callable[[], Awaitable[Store]]
 PROGRESS_GAP_S = 0.5
 LONG_S = 3_600.0
+BEAT_S = 1.0
 
 
 class Held:
-    """Hold the jobs of a worker by token; each method is one step for the interpreter, so threads need no lock."""
+    """Hold the jobs of a worker by token; each method is one step for the interpreter, so threads need no lock.
 
-    def __init__(self) -> None:
+    With a ``writer`` a supervisor sees them too.
+    """
+
+    def __init__(self, writer: LeaseWriter | None = None) -> None:
         self._jobs: dict[Token, ActiveJob] = {}
+        self._writer = writer
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -35,10 +41,20 @@ class Held:
     def add(self, job: ActiveJob) -> None:
         """Hold a job from its claim on."""
         self._jobs[job.claimed.token] = job
+        if self._writer is not None:
+            job.lease_entry = self._writer.put(job.claimed.token, job.started_s)
 
     def drop(self, job: ActiveJob) -> None:
         """Let a job go; twice is fine."""
         self._jobs.pop(job.claimed.token, None)
+        if self._writer is not None and job.lease_entry:
+            self._writer.drop(job.lease_entry)
+            job.lease_entry = 0
+
+    def mark_round(self) -> None:
+        """Show that the store has answered a round of renewals."""
+        if self._writer is not None:
+            self._writer.mark_round()
 
     def holds(self, job: ActiveJob) -> bool:
         """Tell whether a job is still held."""
@@ -138,6 +154,7 @@ class LeaseKeeper:
         jobs = self._held.all()
         await self._extend(jobs, complete=True)
         self.last_round_s = time.monotonic()
+        self._held.mark_round()
         for job in jobs:
             if job.policy.timeout_ms is None and not job.long_warned and self.last_round_s - job.started_s > LONG_S:
                 job.long_warned = True
@@ -179,10 +196,17 @@ class LeaseThread:
     """Run a keeper on a thread with a loop and a connection of its own.
 
     So a handler that blocks the worker's loop keeps its lease. One that holds the interpreter's lock stops this thread
-    too: such work belongs into the process executor.
+    too: then the supervisor renews, until the thread has given no sign of life for too long. ``beat`` gives one.
     """
 
-    def __init__(self, connect: StoreFactory, make_keeper: Callable[[Store], LeaseKeeper]) -> None:
+    def __init__(
+        self,
+        connect: StoreFactory,
+        make_keeper: Callable[[Store], LeaseKeeper],
+        *,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._beat = beat
         self._connect = connect
         self._make_keeper = make_keeper
         self._thread = threading.Thread(target=self._run, name="penstock-leases", daemon=True)
@@ -228,6 +252,18 @@ class LeaseThread:
         asyncio.run(self._main())
 
     async def _main(self) -> None:
+        beating = asyncio.create_task(self._beat_on(), name="penstock-beat")
+        try:
+            await self._keep()
+        finally:
+            beating.cancel()
+
+    async def _beat_on(self) -> None:
+        while True:
+            self._beat()
+            await asyncio.sleep(BEAT_S)
+
+    async def _keep(self) -> None:
         outage = Outage("extend")
         while not self._stop_requested.is_set():
             try:

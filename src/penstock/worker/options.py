@@ -14,9 +14,11 @@ class WorkerOptions:
 
     ``name`` None makes one of host, process id and a random part. ``modules`` are imported for their tasks, ``builtin``
     adds the built-in ones. ``queues`` None serves the default queue and those that the tasks name.
-    ``concurrency``, ``threads`` and ``processes`` bound the jobs on the loop, on threads and in
-    child processes (0 means as many as cores). A lease of ``lease_ms`` is renewed each third of it. On SIGTERM running
-    jobs get ``drain_ms`` to finish. ``log_json`` and ``log_level`` are for child processes, which set up logging anew.
+    ``processes`` is how many processes run jobs under the supervisor; each of them claims for itself, with a loop of
+    ``concurrency``, ``threads`` and a pool of ``pool_processes`` (0 means as many as cores) of its own. A lease of
+    ``lease_ms`` is renewed each third of it. One of the processes that gives no sign of life for ``process_silence_ms``
+    is killed. On SIGTERM running jobs get ``drain_ms`` to finish. ``log_json`` and ``log_level`` are for child
+    processes, which set up logging anew.
     """
 
     name: str | None = None
@@ -25,8 +27,10 @@ class WorkerOptions:
     builtin: bool = True
     concurrency: int = 100
     threads: int = 8
-    processes: int = 0
+    processes: int = 1
+    pool_processes: int = 0
     lease_ms: int = 15_000
+    process_silence_ms: int = 60_000
     drain_ms: int = 25_000
     announce_ms: int = 10_000
     ai: AISettings = dataclasses.field(default_factory=AISettings)

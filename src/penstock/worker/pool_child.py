@@ -35,7 +35,7 @@ def serve(pipe: Connection[Any, Any], lifeline: int) -> None:
     # A signal to the whole process group is for the worker to answer; it ends its children itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _ask_kernel_to_end_with_parent()
+    ask_kernel_to_end_with_parent()
     threading.Thread(target=_end_with_parent, args=(lifeline,), name="penstock-parent-watch", daemon=True).start()
     initializer, arguments = pipe.recv()
     if initializer is not None:
@@ -61,7 +61,8 @@ def revive(pickled: bytes, text: str) -> BaseException:
     return error
 
 
-def _ask_kernel_to_end_with_parent() -> None:
+def ask_kernel_to_end_with_parent() -> None:
+    """Make the kernel kill this process when the one that started it ends, where it can (Linux)."""
     # A handler that holds the interpreter's lock holds back the watching thread as well; Linux needs no thread. The
     # signal comes when the thread that started us ends, which waits for us in the pool and ends after us.
     if sys.platform == "linux":

@@ -28,6 +28,7 @@ from penstock.worker.child import start_child
 from penstock.worker.decide import policy_of
 from penstock.worker.executors import Handlers, make_executors
 from penstock.worker.fetcher import Fetcher
+from penstock.worker.lease_table import LeaseWriter
 from penstock.worker.leases import Held, LeaseKeeper, LeaseTask, LeaseThread, StoreFactory
 from penstock.worker.loader import load_modules
 from penstock.worker.options import WorkerOptions
@@ -47,10 +48,17 @@ class Worker:
     """Run one worker on the current loop.
 
     ``connect`` makes the worker's store, and a second one for the thread that renews leases, unless ``lease_thread`` is
-    false, which is for stores that live in one loop.
+    false, which is for stores that live in one loop. ``writer`` shows a supervisor what is held.
     """
 
-    def __init__(self, options: WorkerOptions, connect: StoreFactory, *, lease_thread: bool = True) -> None:
+    def __init__(
+        self,
+        options: WorkerOptions,
+        connect: StoreFactory,
+        *,
+        lease_thread: bool = True,
+        writer: LeaseWriter | None = None,
+    ) -> None:
         self.options = options
         self.name = WorkerName(options.name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}")
         #: Set once the worker has announced itself and claims.
@@ -60,11 +68,12 @@ class Worker:
         self._log: Any = structlog.get_logger("penstock.worker").bind(worker=self.name)
         self._stop = asyncio.Event()
         self._hasten = asyncio.Event()
-        self._held = Held()
+        self._writer = writer
+        self._held = Held(writer)
         self._registry = Registry()
         self._modules: list[ModuleType] = []
         self._threads = Threads()
-        self._pool = ProcessPool(options.processes)
+        self._pool = ProcessPool(options.pool_processes)
         self._started_at_ms = time.time_ns() // 1_000_000
         self._announced_s: float | None = None
         self._store: Store
@@ -180,6 +189,9 @@ class Worker:
         # An executor without tasks has no slots, else a full worker would never look full.
         self._slots = Slots({kind: sizes[kind] if tasks[kind] else 0 for kind in EXECUTORS})
         self._settler = Settler(self._store)
+        nonce = secrets.token_hex(8)
+        if self._writer is not None:
+            self._writer.begin(nonce)
         executors = make_executors(Handlers(self._registry, resources, options.limits), self._threads, self._pool)
         self._runner = Runner(
             self._store, self._held, self._settler, executors, ahead=min(SCRIPT_ITEMS, self._slots.size)
@@ -188,7 +200,7 @@ class Worker:
             self._store,
             self._slots,
             worker=self.name,
-            nonce=secrets.token_hex(8),
+            nonce=nonce,
             queues=self._queues(),
             tasks=tasks,
             lease_ms=options.lease_ms,
@@ -206,8 +218,11 @@ class Worker:
         def make_keeper(store: Store) -> LeaseKeeper:
             return LeaseKeeper(store, self.name, self._held, lease_ms=options.lease_ms, stop_job=stop_job)
 
+        beat = self._writer.beat if self._writer is not None else lambda: None
         self._leases = (
-            LeaseThread(self._connect, make_keeper) if self._lease_thread else LeaseTask(make_keeper(self._store))
+            LeaseThread(self._connect, make_keeper, beat=beat)
+            if self._lease_thread
+            else LeaseTask(make_keeper(self._store))
         )
 
     def _start(self, claimed: ClaimedJob, executor: Executor) -> None:
