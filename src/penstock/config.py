@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PREFIX = "PENSTOCK_"
 _LIMITS = Limits()
+_MAX_WEIGHT = 1_000
 _MAX_FILE_BYTES = 64 * KIB
 
 
@@ -105,6 +106,19 @@ def _names(value: str) -> tuple[str, ...]:
     if not names or not all(name.isprintable() and len(name) <= 128 for name in names):
         raise ValueError("must be one or more names of at most 128 characters, with commas between them")
     return names
+
+
+def _queues(value: str) -> tuple[tuple[str, int | None], ...]:
+    """Return each queue with its weight, None where it has none; the last ``:`` before digits starts a weight."""
+    found: dict[str, int | None] = {}
+    for item in _names(value):
+        match = re.fullmatch(r"(.+):(\d+)", item)
+        name, weight = (match[1].strip(), int(match[2])) if match else (item, None)
+        if weight is not None and not 1 <= weight <= _MAX_WEIGHT:
+            raise ValueError(f"a queue's weight is a whole number from 1 to {_MAX_WEIGHT}, as in 'default:3,mail:1'")
+        if found.setdefault(name, weight) != weight:
+            raise ValueError(f"the queue {name!r} has two weights")
+    return tuple(found.items())
 
 
 def _keys(value: str) -> tuple[str, ...]:
@@ -201,9 +215,16 @@ class Settings:
         "PENSTOCK_PARTITIONS", 1, _power_of_two,
         "Partitions of the data, a power of two; fixed once jobs are stored. One is right for one server.", "store",
     )  # fmt: skip
-    queues: tuple[str, ...] | None = _setting(
-        "PENSTOCK_QUEUES", None, _names, "Queues that the worker serves, in this order.", "worker",
+    queues: tuple[tuple[str, int | None], ...] | None = _setting(
+        "PENSTOCK_QUEUES", None, _queues,
+        "Queues that the worker serves, with weights from 1 to 1000 if you like: `default:3,mail:1`; 1 where none is "
+        "given. With strict priorities and no weights, in this order.", "worker",
         shown="default, and those its tasks name",
+    )  # fmt: skip
+    priorities: str = _setting(
+        "PENSTOCK_PRIORITIES", "weighted", _choice("weighted", "strict"),
+        "How priorities share a worker. `weighted`: critical first, then high, normal and low 16 : 4 : 1. `strict`: "
+        "each before the next, so that a lower one may wait for ever.", "worker",
     )  # fmt: skip
     concurrency: int = _setting(
         "PENSTOCK_CONCURRENCY", 100, _integer(1, 10_000), "Async jobs that run at once.", "worker"
@@ -318,6 +339,12 @@ class Settings:
     def limits(self) -> Limits:
         return Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})
 
+    @property
+    def _queue_weights(self) -> tuple[int, ...] | None:
+        if self.queues is None or all(weight is None for _, weight in self.queues):
+            return None
+        return tuple(weight or 1 for _, weight in self.queues)
+
     def store_options(self, redis_url: str) -> StoreOptions:
         """Return the store's options; ``redis_url`` is ours or that of a running instance."""
         from penstock.store import StoreOptions
@@ -345,7 +372,9 @@ class Settings:
         from penstock.worker.options import WorkerOptions
 
         return WorkerOptions(
-            queues=self.queues,
+            queues=None if self.queues is None else tuple(name for name, _ in self.queues),
+            queue_weights=self._queue_weights,
+            priorities=self.priorities,
             modules=modules,
             concurrency=self.concurrency,
             threads=self.threads,

@@ -165,8 +165,11 @@ async def test_body_errors(method: str, path: str) -> None:
         other_shape = await client.request(method, path, content=b'"text"', headers=json_type)
         check(other_shape, 422, "invalid_request", operation)
         deep = await client.request(method, path, content=b"[" * 3_000 + b"]" * 3_000, headers=json_type)
-        problem = check(deep, 422, "invalid_request", operation)
-        assert problem.errors[0].code == "too_deep"
+        if deep.status_code == 200:
+            # A batch that this Python can take apart names its item.
+            assert deep.json()["items"][0]["error"]["errors"][0]["code"] == "too_deep"
+        else:
+            assert check(deep, 422, "invalid_request", operation).errors[0].code == "too_deep"
 
 
 async def test_unknown_route() -> None:

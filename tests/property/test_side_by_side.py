@@ -91,6 +91,9 @@ _ARGUMENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "tasks": st.sampled_from([None, None, ("echo", "@ai"), ("echo", "other")]),
         "lease_ms": st.sampled_from([1_000, 8_000, 30_000]),
         "window_start": st.sampled_from([0.0, 0.3]),
+        "priority_weights": st.sampled_from([None, (16, 4, 1), (1, 1, 1)]),
+        "weighted_queues": st.booleans(),
+        "draw": st.sampled_from([0.0, 0.37, 0.81, 0.999]),
     },
     "extend": {
         "chosen": st.lists(CHOICE, max_size=3),
@@ -259,10 +262,9 @@ class SideBySide(RuleBasedStateMachine):
         answers = self.both("submit", lambda store: store.submit(jobs))
         assert all(isinstance(answer, Submitted) for answer in answers)
 
-    def step_claim(self, choice: int, limit: int, lease_ms: int, **fields: Any) -> None:
-        request = ClaimRequest(
-            worker=WORKERS[choice % 2], nonce=f"n{self.numbers}", limit=limit, lease_ms=lease_ms, **fields
-        )
+    def step_claim(self, choice: int, weighted_queues: bool, **fields: Any) -> None:
+        weights = tuple(range(3, 3 + len(fields["queues"]))) if weighted_queues else None
+        request = ClaimRequest(worker=WORKERS[choice % 2], nonce=f"n{self.numbers}", queue_weights=weights, **fields)
         partition = choice // 2 % self.memory.partitions
         claimed = self.both("claim", lambda store: store.claim(partition, request))
         self.tokens = [*self.tokens, *(job.token for job in claimed.jobs)][-12:]

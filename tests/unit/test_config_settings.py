@@ -35,7 +35,9 @@ def test_a_flag_wins_over_its_variable() -> None:
 @pytest.mark.parametrize(
     ("variable", "text", "name", "value"),
     [
-        ("PENSTOCK_QUEUES", "mail, bulk,mail", "queues", ("mail", "bulk")),
+        ("PENSTOCK_QUEUES", "mail, bulk,mail", "queues", (("mail", None), ("bulk", None))),
+        ("PENSTOCK_QUEUES", "mail:3, a:b,x:y:1", "queues", (("mail", 3), ("a:b", None), ("x:y", 1))),
+        ("PENSTOCK_PRIORITIES", "Strict", "priorities", "strict"),
         ("PENSTOCK_LEASE", "1m", "lease_ms", 60_000),
         ("PENSTOCK_LEASE", "2.5", "lease_ms", 2_500),
         ("PENSTOCK_DRAIN", "PT30S", "drain_ms", 30_000),
@@ -73,6 +75,10 @@ def test_values_are_parsed(variable: str, text: str, name: str, value: object) -
         ("PENSTOCK_LOG_FORMAT", "xml"),
         ("PENSTOCK_QUEUES", ","),
         ("PENSTOCK_QUEUES", "a\tb"),
+        ("PENSTOCK_QUEUES", "a:0"),
+        ("PENSTOCK_QUEUES", "a:1001"),
+        ("PENSTOCK_QUEUES", "a:1,a:2"),
+        ("PENSTOCK_PRIORITIES", "fair"),
         ("PENSTOCK_REDIS_URL", "localhost:6379"),
         ("PENSTOCK_URL", "localhost:5000"),
         ("PENSTOCK_PAYLOAD_BYTES", "1GB"),
@@ -226,6 +232,10 @@ def test_options_of_each_part_are_filled() -> None:
     worker = settings.worker_options(("mine",))
     assert (worker.queues, worker.processes, worker.modules, worker.log_json) == (("mail",), 2, ("mine",), True)
     assert (worker.pool_processes, worker.process_silence_ms) == (3, 90_000)
+    assert (worker.queue_weights, worker.priorities) == (None, "weighted")
+    weighted = load(environ={"PENSTOCK_QUEUES": "mail:3,bulk", "PENSTOCK_PRIORITIES": "strict"}).worker_options(())
+    assert (weighted.queues, weighted.queue_weights) == (("mail", "bulk"), (3, 1))
+    assert weighted.priorities == "strict"
     assert worker.ai.model == "m"
     assert settings.store_options("redis://x").partitions == 4
     assert settings.api_options().limits.wait_ms == 5_000

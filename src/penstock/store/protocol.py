@@ -55,8 +55,10 @@ class JobStore(Protocol):
         """
 
     async def claim(self, partition: int, request: ClaimRequest) -> Claimed:
-        """Hand out up to ``limit`` queued jobs: by priority, then queue in the order given, then arrival.
+        """Hand out up to ``limit`` queued jobs: by priority and queue, strictly or by weights, then by arrival.
 
+        The weights of the request split the slots over what holds jobs (``ClaimRequest``); what a share cannot use,
+        because there are fewer jobs or they are not for this worker, goes to the others.
         Nothing comes from a paused queue. Looks at the first 200 jobs of a queue and priority. A job past
         ``expires_at`` that never started becomes ``expired``. A job whose task is not among ``tasks``: when a live
         worker (announced in the last 60 s) knows it, it stays and counts as ``skipped``, and when only such jobs stand

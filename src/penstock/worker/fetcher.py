@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import structlog
@@ -74,12 +74,16 @@ class Fetcher:
         refuse: Callable[[ClaimedJob], Awaitable[None]],
         on_wake: Callable[[], None],
         announce: Callable[[], Awaitable[None]],
+        priority_weights: tuple[int, int, int] | None = None,
+        queue_weights: Mapping[str, int] | None = None,
     ) -> None:
         self._store = store
         self._slots = slots
         self._worker = worker
         self._nonce = nonce
         self._queues = queues
+        self._priority_weights = priority_weights
+        self._queue_weights = queue_weights
         self._tasks = tasks
         self._lease_ms = lease_ms
         self._start = start
@@ -192,6 +196,9 @@ class Fetcher:
                 limit=limit,
                 lease_ms=self._lease_ms,
                 window_start=random.random(),
+                priority_weights=self._priority_weights,
+                queue_weights=tuple(self._queue_weights[queue] for queue in queues) if self._queue_weights else None,
+                draw=random.random(),
             ),
         )
         loop_time = asyncio.get_running_loop().time()

@@ -13,7 +13,9 @@ class WorkerOptions:
     """Say what a worker serves and how much at once.
 
     ``name`` None makes one of host, process id and a random part. ``modules`` are imported for their tasks, ``builtin``
-    adds the built-in ones. ``queues`` None serves the default queue and those that the tasks name.
+    adds the built-in ones. ``queues`` None serves the default queue and those that the tasks name; ``queue_weights``
+    stand for them in turn, where given. ``priorities`` is ``weighted`` (critical first, then 16 : 4 : 1, so that the
+    lowest still moves) or ``strict``.
     ``processes`` is how many processes run jobs under the supervisor; each of them claims for itself, with a loop of
     ``concurrency``, ``threads`` and a pool of ``pool_processes`` (0 means as many as cores) of its own. A lease of
     ``lease_ms`` is renewed each third of it. One of the processes that gives no sign of life for ``process_silence_ms``
@@ -23,6 +25,8 @@ class WorkerOptions:
 
     name: str | None = None
     queues: tuple[str, ...] | None = None
+    queue_weights: tuple[int, ...] | None = None
+    priorities: str = "weighted"
     modules: tuple[str, ...] = ()
     builtin: bool = True
     concurrency: int = 100

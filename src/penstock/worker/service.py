@@ -17,7 +17,7 @@ import penstock
 from penstock.core import events
 from penstock.core.errors import StoreError, TaskError
 from penstock.core.ids import WorkerName
-from penstock.core.job import ClaimedJob, Settle, Verb, WorkerInfo, handler_name
+from penstock.core.job import PRIORITY_WEIGHTS, ClaimedJob, Settle, Verb, WorkerInfo, handler_name
 from penstock.core.limits import SCRIPT_ITEMS
 from penstock.handlers import builtin
 from penstock.handlers.registry import EXECUTORS, Executor, Registry
@@ -208,6 +208,10 @@ class Worker:
             refuse=self._refuse,
             on_wake=lambda: self._leases.poke(),  # noqa: PLW0108 - made further down
             announce=self._announce,
+            priority_weights=PRIORITY_WEIGHTS if options.priorities == "weighted" else None,
+            queue_weights=(
+                dict(zip(self._queues(), options.queue_weights, strict=True)) if options.queue_weights else None
+            ),
         )
         loop = asyncio.get_running_loop()
 

@@ -1,8 +1,8 @@
--- claim: hand out queued jobs to one worker, by priority, then queue in the order given, then arrival.
+-- claim: hand out queued jobs to one worker: critical ones first, the rest strictly or by weights, then by arrival.
 -- Guarantee: a job is handed out under one token at a time; jobs of unknown tasks are skipped or deferred, late ones expire;
 --   nothing comes from a paused queue.
 -- KEYS: meta (hash), canary (none)
--- ARGV: request (msgpack: [worker, nonce, limit, lease_ms, queues, tasks or nil, window_start]), bounds (msgpack: [small_bytes, call_bytes, unknown_task_ms, retention_ms, failed_retention_ms])
+-- ARGV: request (msgpack: [worker, nonce, limit, lease_ms, queues, tasks or nil, window_start, weights of high, normal, low or nil, of the queues or nil, draw]), bounds (msgpack: [small_bytes, call_bytes, unknown_task_ms, retention_ms, failed_retention_ms])
 -- Returns: [now, next due or '', skipped, deferred, remaining 0|1, jobs: [id, attempt, counted, lost, task, type, queue, priority, created, deadline, options, input or nil]...]
 -- Transitions: queued -claim-> running, queued -expire-> expired, queued -defer-> retrying, queued -fail-> failed
 -- Flags: allow-oom
@@ -16,12 +16,16 @@ local NAMES = {'status', 'queue', 'priority', 'attempt', 'counted', 'lost', 'tas
 local REST = {'no_handler', 'redriven', 'retention', 'watch'}
 local jobs, skipped, deferred, bytes_left = {}, 0, 0, bounds[2]
 
-local queues = {}
+local priority_weights, queue_weights, draw = request[8], request[9], request[10]
+local queues, weights = {}, {}
 for index = 1, #request[5] do
   if not is_paused(request[5][index]) then
     queues[#queues + 1] = request[5][index]
+    weights[#queues] = queue_weights and queue_weights[index] or 1
   end
 end
+-- How many jobs this call may hold when the class that is served now has got its share.
+local bound = limit
 
 local known
 if request[6] then
@@ -109,8 +113,8 @@ end
 -- Look at up to LOOK jobs from rank `from`; return how many were claimed or left, and how many stay skipped.
 local function window(queue_key, from)
   local looked, moved, stayed = 0, 0, 0
-  while #jobs < limit and looked < LOOK do
-    local last = from + stayed + math.min(limit - #jobs, LOOK - looked) - 1
+  while #jobs < bound and looked < LOOK do
+    local last = from + stayed + math.min(bound - #jobs, LOOK - looked) - 1
     local ids = redis.call('ZRANGE', queue_key, from + stayed, last)
     if #ids == 0 then
       break
@@ -136,13 +140,65 @@ for p = 1, 4 do
     members[#members + 1] = queues[q] .. ':' .. PRIORITIES[p]
   end
 end
-local function serve(queue, priority)
-  local queue_key = K.queue(queue, priority)
-  local moved, stayed = window(queue_key, 0)
-  touch({queue = queue, priority = priority})
+-- Hand out up to `share` jobs of one queue and priority, from behind those that a first turn skipped.
+local function serve(class, share)
+  local queue_key, from, before = K.queue(class.queue, class.priority), class.stayed, #jobs
+  class.dry = true
+  bound = math.min(limit, #jobs + share)
+  local moved, stayed = window(queue_key, from)
+  touch(class)
+  class.stayed = from + stayed
   local depth = moved == 0 and stayed >= LOOK and redis.call('ZCARD', queue_key) or 0
-  if depth > stayed then
-    window(queue_key, stayed + math.floor(window_start * (depth - stayed)))
+  if depth > class.stayed then
+    window(queue_key, class.stayed + math.floor(window_start * (depth - class.stayed)))
+  end
+  class.dry = #jobs - before < share
+end
+
+-- Split the slots by weight. A class that holds less than its part gets all it holds, and the others split what it leaves.
+-- Then marks lie at equal distances over the weights laid end to end, the first one at random, and each class gets as many as
+-- fall on it: its exact part rounded up or down, right on average, also for one slot.
+local function split(slots, open)
+  while slots > 0 and #open > 0 do
+    local total, left, taken = 0, {}, 0
+    for _, class in ipairs(open) do
+      total = total + class.weight
+    end
+    for _, class in ipairs(open) do
+      if class.depth * total <= slots * class.weight then
+        class.share = class.depth
+        taken = taken + class.depth
+      else
+        left[#left + 1] = class
+      end
+    end
+    if #left == #open then
+      local reached, given = 0, 0
+      for _, class in ipairs(open) do
+        reached = reached + class.weight
+        local marks = math.ceil(reached * slots / total - draw)
+        class.share, given = marks - given, marks
+      end
+      return
+    end
+    open, slots = left, slots - taken
+  end
+end
+
+local function serve_level(classes)
+  if priority_weights or queue_weights then
+    split(limit - #jobs, classes)
+    for _, class in ipairs(classes) do
+      if class.share > 0 then
+        pcall(serve, class, class.share)
+      end
+    end
+  end
+  -- Without weights all of it; with them what others left, because their jobs were not for this worker.
+  for _, class in ipairs(classes) do
+    if not class.dry and #jobs < limit then
+      pcall(serve, class, limit - #jobs)
+    end
   end
 end
 
@@ -158,14 +214,20 @@ local function ready_depths()
 end
 
 local depths = ready_depths()
-local index = 0
+local levels, index = {{}, {}, {}, {}}, 0
 for p = 1, 4 do
   for q = 1, #queues do
     index = index + 1
-    if depths[index] and #jobs < limit then
-      pcall(serve, queues[q], PRIORITIES[p])
+    if depths[index] then
+      local level = levels[priority_weights and math.min(p, 2) or p]
+      local weight = weights[q] * (priority_weights and priority_weights[p - 1] or 1)
+      level[#level + 1] = {
+        queue = queues[q], priority = PRIORITIES[p], depth = tonumber(depths[index]), weight = weight, share = 0, stayed = 0}
     end
   end
+end
+for level = 1, 4 do
+  serve_level(levels[level])
 end
 flush()
 

@@ -26,6 +26,38 @@ def claim(partition: Partition, request: ClaimRequest, announced: Mapping[str, i
     return _Claim(partition, request, announced, now_ms).run()
 
 
+@dataclasses.dataclass(eq=False)
+class _Class:
+    """Hold what waits in one queue at one priority, and what this claim gives it."""
+
+    index: Index
+    weight: int
+    share: int = 0
+    #: Jobs at the front that were looked at and left.
+    stayed: int = 0
+    #: Tells that there is nothing more for this worker.
+    dry: bool = False
+
+
+def split(slots: int, classes: list[_Class], draw: float) -> None:
+    """Set the share of each class: by weight, at most what it holds, fractions settled by ``draw``."""
+    left = list(classes)
+    while slots > 0 and left:
+        total = sum(one.weight for one in left)
+        full = [one for one in left if len(one.index) * total <= slots * one.weight]
+        if not full:
+            reached = given = 0
+            for one in left:
+                reached += one.weight
+                marks = math.ceil(reached * slots / total - draw)
+                one.share, given = marks - given, marks
+            return
+        for one in full:
+            one.share = len(one.index)
+        left = [one for one in left if one not in full]
+        slots -= sum(one.share for one in full)
+
+
 @dataclasses.dataclass
 class _Claim:
     partition: Partition
@@ -36,12 +68,13 @@ class _Claim:
     skipped: int = 0
     deferred: int = 0
     bytes_left: int = SCRIPT_BYTES
+    bound: int = 0
+    _limit: int = 0
 
     def run(self) -> Claimed:
-        for priority in Priority:
-            for queue in self.request.queues:
-                if queue not in self.partition.paused:
-                    self._serve(self.partition.queues[queue, priority])
+        self.bound = self._limit = min(self.request.limit, SCRIPT_ITEMS)
+        for level in self._levels():
+            self._serve_level(level)
         for queue in self.request.queues:
             self.partition.mark(queue)
         return Claimed(
@@ -53,17 +86,44 @@ class _Claim:
             now_ms=self.now_ms,
         )
 
-    def _serve(self, index: Index) -> None:
-        before = len(index)
-        skipped = self._window(index, 0)
+    def _levels(self) -> list[list[_Class]]:
+        """Return what holds jobs, in the order in which it is served; a level's classes share the slots."""
+        request = self.request
+        queue_weights = request.queue_weights or (1,) * len(request.queues)
+        levels: list[list[_Class]] = [[] for _ in Priority]
+        for number, priority in enumerate(Priority):
+            weight = request.priority_weights[number - 1] if request.priority_weights and number else 1
+            for queue, queue_weight in zip(request.queues, queue_weights, strict=True):
+                index = self.partition.queues[queue, priority]
+                if index and queue not in self.partition.paused:
+                    level = min(number, 1) if request.priority_weights else number
+                    levels[level].append(_Class(index, queue_weight * weight))
+        return levels
+
+    def _serve_level(self, classes: list[_Class]) -> None:
+        if self.request.priority_weights or self.request.queue_weights:
+            split(self._limit - len(self.jobs), classes, self.request.draw)
+            for one in classes:
+                if one.share > 0:
+                    self._serve(one, one.share)
+        for one in classes:
+            if not one.dry and len(self.jobs) < self._limit:
+                self._serve(one, self._limit - len(self.jobs))
+
+    def _serve(self, one: _Class, share: int) -> None:
+        index, depth, held = one.index, len(one.index), len(self.jobs)
+        self.bound = min(self._limit, held + share)
+        skipped = self._window(index, one.stayed)
+        one.stayed += skipped
         # A full window of jobs for others hides those behind it: look once more, somewhere further on.
-        if skipped >= WINDOW and len(index) == before > skipped:
-            self._window(index, skipped + math.floor(self.request.window_start * (before - skipped)))
+        if skipped >= WINDOW and len(index) == depth > one.stayed:
+            self._window(index, one.stayed + math.floor(self.request.window_start * (depth - one.stayed)))
+        one.dry = len(self.jobs) - held < share
 
     def _window(self, index: Index, start: int) -> int:
         skipped = 0
         for job_id in index.slice(start, WINDOW):
-            if len(self.jobs) >= min(self.request.limit, SCRIPT_ITEMS):
+            if len(self.jobs) >= self.bound:
                 break
             skipped += self._look(self.partition.jobs[job_id])
         self.skipped += skipped

@@ -129,6 +129,9 @@ class RedisJobs:
                     request.queues,
                     request.tasks,
                     request.window_start,
+                    request.priority_weights,
+                    request.queue_weights,
+                    request.draw,
                 ]
             ),
             pack([SMALL_INPUT_BYTES, SCRIPT_BYTES, limits.unknown_task_ms, *self._retention]),
