@@ -318,6 +318,10 @@ class Settings:
         "PENSTOCK_UNKNOWN_TASK_AFTER", _LIMITS.unknown_task_ms, _duration(1_000, _YEAR_MS),
         "Time after which a job fails that no worker knows the task of.", "limits", shown="24h",
     )  # fmt: skip
+    idempotency_ms: int = _setting(
+        "PENSTOCK_IDEMPOTENCY_RETENTION", _LIMITS.idempotency_ms, _duration(1_000, _YEAR_MS),
+        "Time for which an `Idempotency-Key` is remembered.", "limits", shown="24h",
+    )  # fmt: skip
 
     def __repr__(self) -> str:
         """Show every setting, secrets masked."""

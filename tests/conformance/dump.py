@@ -190,9 +190,19 @@ class Dump:
             problems.append(f"markers of {marked} while {filled} are claimable")
         problems += [f"{name} holds {len(self.keys[name])}" for name in self.named("wake") if len(self.keys[name]) > 16]
         problems += [
-            f"{name} never goes away" for name in (*self.named("wake"), *self.named("inbox")) if self.ttls[name] <= 0
+            f"{name} never goes away"
+            for name in (*self.named("wake"), *self.named("inbox"), *self.named("idem"))
+            if self.ttls[name] <= 0
         ]
         return problems
+
+    def once(self) -> dict[str, tuple[int, str, str]]:
+        """Return until when each idempotency key is kept, with which fingerprint and for which job."""
+        found = {}
+        for name in self.named("idem"):
+            keep_until, fingerprint, job_id, _ = self.keys[name].decode().split("|", 3)
+            found[name] = (int(keep_until), fingerprint, job_id)
+        return found
 
     def queue_order(self) -> dict[tuple[str, Priority], list[str]]:
         """Return the ids that wait in each queue, in order."""

@@ -110,9 +110,9 @@ class Process:
 
 
 @contextlib.contextmanager
-def api_process(redis_url: str, namespace: str, **options: Any) -> Iterator[Process]:
+def api_process(redis_url: str, namespace: str, *, partitions: int = 1, **options: Any) -> Iterator[Process]:
     """Start the API as a process; it listens when this yields, and is gone afterwards."""
-    arguments = json.dumps([options, {"redis_url": redis_url, "namespace": namespace}])
+    arguments = json.dumps([options, {"redis_url": redis_url, "namespace": namespace, "partitions": partitions}])
     with tempfile.TemporaryDirectory(prefix="penstock-api-") as folder:
         log = Path(folder) / "log"
         with (

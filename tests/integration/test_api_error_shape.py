@@ -211,12 +211,21 @@ async def test_an_unavailable_store_leaves_the_id_to_look_for() -> None:
         assert "may or may not" in batch.detail
 
 
-async def test_idempotency_key_is_not_ignored() -> None:
+async def test_wrong_idempotency_keys_are_named() -> None:
     async with client_of(app_of(memory_store())) as client:
-        for path, body in (("/submit", {"task": "a"}), ("/jobs", {"task": "a"}), ("/jobs/batch", [{"task": "a"}])):
-            response = await client.post(path, json=body, headers={"idempotency-key": "1"})
-            problem = check(response, 422, "invalid_request")
-            assert [(error.field, error.code) for error in problem.errors] == [("Idempotency-Key", "not_supported")]
+        for path in ("/submit", "/jobs"):
+            for key, code in (("", "empty"), ("x" * 256, "too_long"), ('"a";for=0', "out_of_range")):
+                response = await client.post(path, json={"task": "a"}, headers={"idempotency-key": key})
+                problem = check(response, 422, "invalid_request")
+                assert [(error.field, error.code) for error in problem.errors] == [("Idempotency-Key", code)]
+        both = {"task": "a", "idempotency_key": "1"}
+        problem = check(
+            await client.post("/submit", json=both, headers={"idempotency-key": "2"}), 422, "invalid_request"
+        )
+        assert [(error.field, error.code) for error in problem.errors] == [("idempotency_key", "conflict")]
+        batch = await client.post("/jobs/batch", json=[{"task": "a"}], headers={"idempotency-key": "1"})
+        problem = check(batch, 422, "invalid_request")
+        assert [(error.field, error.code) for error in problem.errors] == [("Idempotency-Key", "not_supported")]
 
 
 async def test_request_id() -> None:

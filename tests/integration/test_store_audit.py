@@ -12,7 +12,7 @@ import pytest
 
 from penstock.core.errors import StoreUnavailable
 from penstock.core.ids import JobId, WorkerName
-from penstock.core.job import Extension, Settle, TaskInfo, Verb, WorkerInfo
+from penstock.core.job import Extension, Idempotency, Settle, TaskInfo, Verb, WorkerInfo
 from penstock.core.states import Priority
 from penstock.store import StoreOptions
 from penstock.store import audit as audit_module
@@ -45,7 +45,8 @@ class Scene:
         await settle(self.store, await claim_one(self.store), Verb.FAIL, b"")
         self.running = await submit(self.store)
         await claim_one(self.store)
-        self.queued = await submit(self.store, input=BIG)
+        once = Idempotency(key="0" * 32, fingerprint="aa", keep_ms=3_600_000)
+        self.queued = await submit(self.store, input=BIG, idempotency=once)
         self.delayed = await submit(self.store, delay_ms=3_600_000)
         self.expiring = await submit(self.store, queue="other", expires_in_ms=3_600_000)
 
@@ -147,6 +148,11 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "gauges of a wrong type": (lambda s: s.run("SET", s.keys.key("gauges"), "1"), "wrong_type", "gauges"),
     "job would vanish": (lambda s: s.run("PEXPIRE", s.job(s.queued), 1_000_000), "would_vanish", "job:{queued}"),
     "index would vanish": (lambda s: s.run("PEXPIRE", s.keys.key("running"), 1_000_000), "would_vanish", "=running"),
+    "idempotency key without an end": (
+        lambda s: s.run("PERSIST", s.keys.key("idem", "0" * 32)),
+        "never_vanishes",
+        "=idem:" + "0" * 32,
+    ),
     "strange id": (lambda s: s.run("HSET", s.keys.key("job", "x"), "status", "queued"), "wrong_partition", "x"),
 }
 

@@ -18,10 +18,12 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from penstock.core.ids import JobId, Token, WorkerName, make_job_id
+from penstock.core.errors import KeyReused
+from penstock.core.ids import JobId, Token, WorkerName, at_home, make_job_id
 from penstock.core.job import (
     ClaimRequest,
     Extension,
+    Idempotency,
     JobFilter,
     JobOptions,
     NewJob,
@@ -70,6 +72,7 @@ new_jobs = st.fixed_dictionaries(
         "delay_ms": st.sampled_from([None, None, 0, 1_000, 7_000]),
         "expires_in_ms": st.sampled_from([None, None, None, 0, 3_000, 20_000]),
         "retention_ms": st.sampled_from([None, None, 0, 5_000, 100_000]),
+        "once": st.sampled_from([None, None, (0, "a"), (0, "b"), (1, "a"), (1, "a"), (2, "a"), (3, "a")]),
     }
 )
 #: Chooses among what is there; a wrong choice is part of the game.
@@ -213,6 +216,12 @@ class SideBySide(RuleBasedStateMachine):
             held = {f"held:{worker}": list(index) for worker, index in part.held.items() if index}
             assert {name: list(dump.zset(name)) for name in dump.named("held")} == held
             assert {name.decode() for name in dump.keys.get("paused", ())} == part.paused
+            once = {
+                f"idem:{key}": (until_ms, first.fingerprint, answer.id)
+                for key, (first, until_ms, answer) in part.once.items()
+                if until_ms > self.now_ms
+            }
+            assert {name: record for name, record in dump.once().items() if record[0] > self.now_ms} == once
 
     def jobs(self, *preferred: State, choice: int) -> JobId:
         """Choose a job, mostly one in a preferred state; an unknown id when there is none."""
@@ -255,12 +264,26 @@ class SideBySide(RuleBasedStateMachine):
             self.numbers += 1
             # Scattered, so that ties of a score are settled by something else than the order of submits.
             bits = self.numbers * 0x9E37_79B9_7F4A_7C15 & 0x3FFF_FFFF_FFFF_FFFF
-            job_id = make_job_id(unix_ms=START_MS, home=fields["home"], random_bits=bits)
-            jobs.append(NewJob(id=job_id, **{name: value for name, value in fields.items() if name != "home"}))
+            job_id = make_job_id(unix_ms=START_MS, home=0, random_bits=bits)
+            once = fields.pop("once")
+            home = fields.pop("home")
+            if once is not None:
+                # A key has one home, and its jobs have one: the same for keys 0 and 1, another one for 2 and 3.
+                number, fingerprint = once
+                home = number
+                digest = f"00{number if number < 2 else 5 - number}{number:029}"
+                fields["idempotency"] = Idempotency(key=digest, fingerprint=fingerprint, keep_ms=10_000)
+            jobs.append(NewJob(id=at_home(job_id, home), **fields))
         if repeat:
             jobs.append(NewJob(id=self.jobs(choice=choice), task="echo", input=b"{}"))
-        answers = self.both("submit", lambda store: store.submit(jobs))
-        assert all(isinstance(answer, Submitted) for answer in answers)
+
+        async def step(store: Store) -> list[Submitted | str]:
+            # Two errors of one kind are not equal.
+            return [repr(item) if isinstance(item, KeyReused) else item for item in await store.submit(jobs)]  # type: ignore[misc]
+
+        answers = self.both("submit", step)
+        assert all(isinstance(answer, Submitted | str) for answer in answers)
+        self.taken["submit with an idempotency key"] += any(job.idempotency is not None for job in jobs)
 
     def step_claim(self, choice: int, weighted_queues: bool, **fields: Any) -> None:
         weights = tuple(range(3, 3 + len(fields["queues"]))) if weighted_queues else None
@@ -405,8 +428,9 @@ def test_both_stores_agree_on_everything(valkey_url: str) -> None:
     )
     # It takes whatever makes a machine; its annotation asks for a class.
     run_state_machine_as_test(lambda: SideBySide(valkey_url, taken), settings=profile)  # type: ignore[arg-type]
+    extra = {name: taken.pop(name) for name in list(taken) if name not in ARGUMENTS}
     total = sum(taken.values())
     print(f"{total} steps:", ", ".join(f"{verb} {count / total:.1%}" for verb, count in taken.most_common()))
     assert set(taken) == set(ARGUMENTS)
     assert total >= EXAMPLES * STEPS
-    assert min(taken.values()) >= LEAST_SHARE * total, taken
+    assert min((*taken.values(), *extra.values())) >= LEAST_SHARE * total, (taken, extra)

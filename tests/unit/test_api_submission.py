@@ -201,7 +201,7 @@ def test_unknown_fields_name_the_right_one(name: str, right: str) -> None:
     assert right in error.detail
 
 
-@pytest.mark.parametrize("name", ["unique_key", "unique", "idempotency_key", "webhook"])
+@pytest.mark.parametrize("name", ["unique_key", "unique", "webhook"])
 def test_fields_of_later_releases_are_not_ignored(name: str) -> None:
     assert wrong_fields(**{name: "x"}) == [(name, "not_supported")]
 

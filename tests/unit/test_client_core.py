@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -57,7 +58,7 @@ def drive(flow: Flow[Any], *answers: Answer | NoAnswer) -> tuple[list[Call | Pau
 
 
 def core(**options: Any) -> ClientCore:
-    defaults: dict[str, Any] = {"url": URL, "draw": lambda: 1.0}
+    defaults: dict[str, Any] = {"url": URL, "draw": lambda: 1.0, "random_key": lambda: "random"}
     return ClientCore(**(defaults | options))
 
 
@@ -80,7 +81,12 @@ def test_submit_sends_one_request_and_reads_the_job() -> None:
         ok({"id": JOB_ID, "status": "queued", "created_at": "2030-01-31T12:00:00.000Z", "new_field": 1}, 202),
     )
     assert steps == [
-        Call(method="POST", path="/submit", body=b'{"task":"resize","input":{"width":3},"priority":"high"}')
+        Call(
+            method="POST",
+            path="/submit",
+            body=b'{"task":"resize","input":{"width":3},"priority":"high"}',
+            headers=(("idempotency-key", '"random";for=600'),),
+        )
     ]
     assert isinstance(job, Job)
     assert (job.id, job.status, job.is_final) == (JOB_ID, "queued", False)
@@ -88,20 +94,40 @@ def test_submit_sends_one_request_and_reads_the_job() -> None:
     assert job.created_at.utcoffset() is not None
 
 
-def test_submit_is_repeated_only_when_the_server_never_saw_it() -> None:
+def test_submit_is_repeated_under_one_key_when_it_may_have_happened() -> None:
     steps, job = drive(core().submit("echo"), REFUSED, REFUSED, ok({"id": JOB_ID, "status": "queued"}))
     assert [type(step) for step in steps] == [Call, Pause, Call, Pause, Call]
     assert isinstance(job, Job)
 
-    steps, error = drive(core().submit("echo"), LOST)
+    replayed = dataclasses.replace(ok({"id": JOB_ID, "status": "queued"}), replayed=True)
+    steps, job = drive(core().submit("echo"), LOST, problem(503, "store_unavailable", "1"), LOST, replayed)
+    calls = [step for step in steps if isinstance(step, Call)]
+    assert len(calls) == 4
+    assert len(set(calls)) == 1
+    assert isinstance(job, Job)
+    assert job.replayed
+
+    steps, error = drive(core(retries=1).submit("echo"), LOST, LOST)
     assert isinstance(error, ConnectionFailed)
     assert error.sent
-    assert len(steps) == 1
 
-    steps, error = drive(core().submit("echo"), problem(503, "store_unavailable", "1"))
+    steps, error = drive(core().submit("echo"), problem(503, "store_full", "1"))
     assert isinstance(error, ServerUnavailable)
     assert error.retry_after == 1
     assert len(steps) == 1
+
+
+def test_a_key_of_ones_own_is_the_header() -> None:
+    steps, _ = drive(
+        core().submit("echo", None, {"idempotency_key": "order 4711"}), ok({"id": JOB_ID, "status": "queued"})
+    )
+    (call,) = steps
+    assert isinstance(call, Call)
+    assert call.headers == (("idempotency-key", '"order 4711"'),)
+    assert call.body == b'{"task":"echo","input":null}'
+    for key in ("ü", 'a"b', "line\n"):
+        with pytest.raises(ValueError, match="idempotency_key"):
+            drive(core().submit("echo", None, {"idempotency_key": key}))
 
 
 def test_a_get_is_repeated_after_the_time_that_the_server_asks_for() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from penstock.core.durations import parse_duration_ms, parse_time_ms
 from penstock.core.errors import FieldError
-from penstock.core.limits import NAME_CHARACTERS, RUN_AT_HORIZON_MS
+from penstock.core.limits import KEY_CHARACTERS, NAME_CHARACTERS, RUN_AT_HORIZON_MS
 
 #: A time this far in the past is still taken as "now": the clocks of two machines differ.
 CLOCK_SKEW_MS = 60_000
@@ -30,6 +30,15 @@ class Checker:
             self.wrong(field, "empty", "must have at least one character")
         elif len(value) > NAME_CHARACTERS:
             self.wrong(field, "too_long", f"has {len(value)} characters; at most {NAME_CHARACTERS} are taken")
+        elif not value.isprintable():
+            self.wrong(field, "bad_name", f"holds characters that cannot be printed: {value!r}")
+
+    def key(self, field: str, value: str) -> None:
+        """Check a key that a user chooses: 1 to 255 printable characters."""
+        if not value:
+            self.wrong(field, "empty", "must have at least one character")
+        elif len(value) > KEY_CHARACTERS:
+            self.wrong(field, "too_long", f"has {len(value)} characters; at most {KEY_CHARACTERS} are taken")
         elif not value.isprintable():
             self.wrong(field, "bad_name", f"holds characters that cannot be printed: {value!r}")
 

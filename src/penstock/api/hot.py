@@ -24,7 +24,7 @@ from penstock.api.problems import (
 from penstock.api.query import prefer_wait, read_query, read_wait_ms, wait_parameter
 from penstock.api.services import Services
 from penstock.api.strict import not_json, too_deep
-from penstock.api.submission import ENVELOPE_BYTES, Submission, traceparent_of
+from penstock.api.submission import ENVELOPE_BYTES, IdempotencyHeader, Submission, idempotency_of, traceparent_of
 from penstock.api.views import BatchAnswer, BatchItem, accepted
 from penstock.api.waits import wait_final
 from penstock.core.errors import StoreError, StoreFull
@@ -35,6 +35,7 @@ HotRoute = Callable[[Exchange], Awaitable[Reply]]
 #: Jobs that a batch gives to the store at once; parsing the next ones goes on meanwhile.
 CHUNK_ITEMS = 500
 _MAYBE = "The job may or may not have been taken; GET /jobs/{id} tells."
+_REPLAYED = (b"idempotency-replayed", b"true")
 _encoder = msgspec.json.Encoder()
 
 
@@ -62,7 +63,6 @@ class HotRoutes:
         services = self._services
         headers = exchange.headers
         wait_ms = self._wait_ms(exchange)
-        _refuse_idempotency_key(headers)
         content_type(headers, (JSON,))
         body = await read_body(
             exchange.receive,
@@ -70,7 +70,9 @@ class HotRoutes:
             limit=self._limits.payload_bytes + ENVELOPE_BYTES,
             timeout_ms=services.options.body_timeout_ms,
         )
-        job = services.parser.parse(body, await self._submission(exchange))
+        job = services.parser.parse(
+            body, await self._submission(exchange, idempotency_of(headers.get(b"idempotency-key")))
+        )
         self._refuse_when_stopping()
         exchange.job_id = job.id
         try:
@@ -84,24 +86,28 @@ class HotRoutes:
                 problem.extra["job_id"] = job.id
             raise problem from error
         services.note_submit(full=False)
-        location = (b"location", f"/jobs/{job.id}".encode())
+        exchange.job_id = answer.id
+        answer_headers: tuple[tuple[bytes, bytes], ...] = ((b"location", f"/jobs/{answer.id}".encode()),)
+        if answer.replayed:
+            services.metrics.replayed()
+            answer_headers += (_REPLAYED,)
         state = answer.state
         if wait_ms:
-            state = await wait_final(services, job.id, wait_ms, exchange.receive) or state
+            state = await wait_final(services, answer.id, wait_ms, exchange.receive) or state
             if state.is_final:
-                record = await services.store.get(job.id)
+                record = await services.store.get(answer.id)
                 if record is not None:
                     view = (await services.renderer()).job(record)
-                    return Reply(200, _encoder.encode(view), headers=(location,))
+                    return Reply(200, _encoder.encode(view), headers=answer_headers)
         view_accepted = accepted(answer, queue=job.queue, priority=job.priority, state=state)
-        return Reply(202, _encoder.encode(view_accepted), headers=(location,))
+        return Reply(202, _encoder.encode(view_accepted), headers=answer_headers)
 
     async def batch(self, exchange: Exchange) -> Reply:
         """Take many jobs; each item stands for itself."""
         services = self._services
         headers = exchange.headers
         read_query(exchange.query, (), Checker(services.clock()))
-        _refuse_idempotency_key(headers)
+        _refuse_key_of_a_batch(headers)
         media_type = content_type(headers, (JSON, NDJSON))
         body = await read_body(
             exchange.receive, headers, limit=self._limits.batch_bytes, timeout_ms=services.options.body_timeout_ms
@@ -178,7 +184,9 @@ class HotRoutes:
                 continue
             job, answer = next(remaining)
             if isinstance(answer, Submitted):
-                items.append(BatchItem(index=index, id=answer.id, status=answer.state))
+                if answer.replayed:
+                    services.metrics.replayed()
+                items.append(BatchItem(index=index, id=answer.id, status=answer.state, replayed=answer.replayed))
                 continue
             problem = from_exception(answer, detail=_MAYBE.format(id=job.id))
             if problem.kind is STORE_UNAVAILABLE:
@@ -186,7 +194,7 @@ class HotRoutes:
             items.append(BatchItem(index=index, error=problem.item()))
         return items
 
-    async def _submission(self, exchange: Exchange) -> Submission:
+    async def _submission(self, exchange: Exchange, idempotency: IdempotencyHeader | None = None) -> Submission:
         services = self._services
         return Submission(
             now_ms=services.clock(),
@@ -195,6 +203,7 @@ class HotRoutes:
             tasks=await services.tasks.get(),
             next_id=services.next_id,
             traceparent=traceparent_of(exchange.headers.get(b"traceparent")),
+            idempotency=idempotency,
         )
 
     def _wait_ms(self, exchange: Exchange) -> int:
@@ -218,11 +227,10 @@ class HotRoutes:
             )
 
 
-def _refuse_idempotency_key(headers: Mapping[bytes, bytes]) -> None:
+def _refuse_key_of_a_batch(headers: Mapping[bytes, bytes]) -> None:
     if b"idempotency-key" in headers:
-        raise invalid(
-            field_error("Idempotency-Key", "not_supported", "is not supported yet; send the request without it")
-        )
+        detail = "a batch has no key of its own; give each item an 'idempotency_key'"
+        raise invalid(field_error("Idempotency-Key", "not_supported", detail))
 
 
 def _not_tried(index: int, item: NewJob | ApiError) -> BatchItem:

@@ -96,9 +96,14 @@ _HEADERS = {
     },
     "RetryAfter": {"description": "Seconds.", "schema": {"type": "integer"}},
     "Location": {"description": "Where the job is.", "schema": {"type": "string"}},
+    "IdempotencyReplayed": {
+        "description": "`true` when the `Idempotency-Key` was used before and this is the answer of that time.",
+        "schema": {"type": "string", "enum": ["true"]},
+    },
 }
 _REQUEST_ID = {"X-Request-ID": {"$ref": "#/components/headers/RequestId"}}
 _RETRY_AFTER = {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}}
+_REPLAYED = {"Idempotency-Replayed": {"$ref": "#/components/headers/IdempotencyReplayed"}}
 _LOCATION = {"Location": {"$ref": "#/components/headers/Location"}}
 # Our own words: those of the standard library differ between versions of Python.
 _WORDS = {200: "Done", 202: "The job is stored", 204: "Done; there is nothing to say"}
@@ -168,6 +173,15 @@ def _complete(path: str, operation: dict[str, Any], handler: HTTPRouteHandler) -
                 "schema": {"type": "string"},
             }
         )
+        parameters.append(
+            {
+                "name": "Idempotency-Key",
+                "in": "header",
+                "description": "Makes the request safe to repeat: the same key with the same body gets the first "
+                'answer, for 24 h (or as long as `"KEY";for=SECONDS` says), another body 422.',
+                "schema": {"type": "string", "minLength": 1, "maxLength": 300},
+            }
+        )
     if parameters:
         operation["parameters"] = parameters
     _complete_body(path, operation, opt)
@@ -197,7 +211,7 @@ def _answers(path: str, described: Mapping[str, Any], handler: HTTPRouteHandler)
     for status, answer in responses.items():
         answer["headers"] = dict(_REQUEST_ID)
         if "prefer" in handler.opt:
-            answer["headers"] |= _LOCATION
+            answer["headers"] |= _LOCATION | _REPLAYED
         if int(status) == handler.status_code:
             answer["description"] = _WORDS[int(status)]
     if path in _MEDIA_TYPES:

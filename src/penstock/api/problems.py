@@ -11,6 +11,7 @@ import msgspec
 from penstock.core.errors import (
     FieldError,
     InvalidRequest,
+    KeyReused,
     PenstockError,
     StoreFull,
     StoreMismatch,
@@ -76,7 +77,7 @@ KINDS: tuple[Kind, ...] = (
 FIELD_CODES: Mapping[str, str] = {
     "required": "the field must be there",
     "unknown_field": "no such field or query parameter; the detail names the right one where it is known",
-    "not_supported": "the field or header will come in a later release",
+    "not_supported": "the field will come in a later release, or the route does not take the header",
     "wrong_type": "the value has another JSON type than the field takes",
     "not_allowed": "the value is none of those that the field takes",
     "not_finite": "NaN or Infinity, which JSON does not have",
@@ -92,6 +93,7 @@ FIELD_CODES: Mapping[str, str] = {
     "too_large": "the value has more bytes than what is taken",
     "bad_cursor": "the cursor is not one that an answer gave",
     "bad_id": "not a job id",
+    "key_reused": "the `Idempotency-Key` was used with another body before",
     "empty_filter": 'nothing chooses the jobs; `{"all": true}` takes all',
 }
 
@@ -189,6 +191,11 @@ def from_exception(error: BaseException, *, detail: str = "") -> ApiError:
             return error
         case InvalidRequest():
             return invalid(*error.errors)
+        case KeyReused():
+            detail = "was used with another body before; send a new key with a new request"
+            problem = invalid(field_error("Idempotency-Key", "key_reused", detail))
+            problem.extra["job_id"] = error.job_id
+            return problem
         case StoreFull():
             return ApiError(STORE_FULL, "Nothing was stored; try again once there is room.", headers=retry)
         case StoreMismatch():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -13,8 +14,8 @@ from msgspec import Meta, field
 from penstock.api.fields import Checker
 from penstock.api.problems import BODY_TOO_LARGE, ApiError, field_error, from_exception, invalid
 from penstock.api.strict import BodyDecoder, check_nesting, not_json, validation_error
-from penstock.core.ids import JobId
-from penstock.core.job import JobOptions, NewJob, TaskInfo, handler_name
+from penstock.core.ids import JobId, at_home, digest_of, home_of_digest
+from penstock.core.job import Idempotency, JobOptions, NewJob, TaskInfo, handler_name
 from penstock.core.limits import DAY_MS, MAX_ATTEMPTS, NAME_CHARACTERS, Limits, TaskDefaults
 from penstock.core.retry import Backoff
 from penstock.core.states import Priority
@@ -28,6 +29,8 @@ LONGEST_TIMEOUT_MS = 30 * DAY_MS
 
 _ANY = msgspec.json.Decoder()
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_QUOTED_KEY = re.compile(r'"(?P<key>[^"]*)"(?:\s*;\s*for=(?P<seconds>\d{1,9}))?')
+_LONGEST_FOR_S = 366 * 86_400
 _NO_OPTIONS = JobOptions()
 
 Duration = Annotated[
@@ -82,6 +85,10 @@ class SubmitBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         float | str | None,
         Meta(description="How long the job is kept once final. Default: 24 h; failed 30 days."),
     ] = None
+    idempotency_key: Annotated[
+        str | None,
+        Meta(description="What the header `Idempotency-Key` says, for one item of a batch. At most 255 characters."),
+    ] = None
 
 
 _HINTS: Mapping[str, str] = {
@@ -95,7 +102,15 @@ _HINTS: Mapping[str, str] = {
     "result_ttl": "'retention'",
     "name": "'task'",
 }
-_LATER = frozenset({"unique_key", "unique", "idempotency_key", "webhook", "depends_on"})
+_LATER = frozenset({"unique_key", "unique", "webhook", "depends_on"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class IdempotencyHeader:
+    """Hold what the header ``Idempotency-Key`` says; ``keep_ms`` None means for as long as the deployment's setting."""
+
+    key: str
+    keep_ms: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,6 +123,7 @@ class Submission:
     tasks: Mapping[str, TaskInfo]
     next_id: Callable[[int], JobId]
     traceparent: str | None = None
+    idempotency: IdempotencyHeader | None = None
 
 
 class SubmissionParser:
@@ -137,6 +153,8 @@ class SubmissionParser:
             raise not_json(text, error) from None
         checker = Checker(submission.now_ms, errors)
         job = _new_job(body, value, submission, checker)
+        if body.idempotency_key is not None or submission.idempotency is not None:
+            job = _once(job, text, body.idempotency_key, submission, checker)
         if errors:
             raise invalid(*errors)
         return job
@@ -153,6 +171,26 @@ def input_too_large(size: int, high: int) -> ApiError:
     """Return the problem of an input over the limit (bytes)."""
     detail = f"has {size} bytes; at most {high} are taken"
     return ApiError(BODY_TOO_LARGE, f"input {detail}", errors=[field_error("input", "too_large", detail)])
+
+
+def idempotency_of(header: bytes | None) -> IdempotencyHeader | None:
+    """Return what the header ``Idempotency-Key`` says: text, in quotation marks or not, and ``;for=`` seconds.
+
+    Raises:
+        ApiError: ``for`` is no number of seconds from 1 on.
+    """
+    if header is None:
+        return None
+    text = header.decode("latin-1").strip()
+    quoted = _QUOTED_KEY.fullmatch(text)
+    if quoted is None:
+        return IdempotencyHeader(text)
+    seconds = quoted["seconds"]
+    if seconds is None:
+        return IdempotencyHeader(quoted["key"])
+    if not 1 <= int(seconds) <= _LONGEST_FOR_S:
+        raise invalid(field_error("Idempotency-Key", "out_of_range", f"'for' must be 1 to {_LONGEST_FOR_S} seconds"))
+    return IdempotencyHeader(quoted["key"], int(seconds) * 1_000)
 
 
 def traceparent_of(header: bytes | None) -> str | None:
@@ -203,6 +241,31 @@ def _new_job(body: SubmitBody, value: bytes, submission: Submission, checker: Ch
         expires_in_ms=expires_in_ms,
         retention_ms=checker.duration("retention", body.retention),
     )
+
+
+def _once(job: NewJob, text: bytes, key: str | None, submission: Submission, checker: Checker) -> NewJob:
+    """Return the job with its idempotency key, whose home it takes: so one script does both."""
+    header, field = submission.idempotency, "Idempotency-Key"
+    keep_ms = None
+    if header is not None:
+        if key is not None and key != header.key:
+            checker.wrong("idempotency_key", "conflict", "differs from the header 'Idempotency-Key': send one")
+        key, keep_ms = header.key, header.keep_ms
+    else:
+        field = "idempotency_key"
+    assert key is not None
+    checker.key(field, key)
+    if checker.errors:
+        # A text that cannot be encoded is among them.
+        return job
+    most_ms = submission.limits.idempotency_ms
+    digest = digest_of(key)
+    once = Idempotency(
+        key=digest,
+        fingerprint=hashlib.blake2b(text, digest_size=16).hexdigest(),
+        keep_ms=most_ms if keep_ms is None else min(keep_ms, most_ms),
+    )
+    return msgspec.structs.replace(job, id=at_home(job.id, home_of_digest(digest)), idempotency=once)
 
 
 def _check_order(

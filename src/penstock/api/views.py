@@ -32,11 +32,12 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Answer one item of a batch: `id` and `status`, or `error`."""
+    """Answer one item of a batch: `id` and `status`, or `error`. `replayed`: its `idempotency_key` was used before."""
 
     index: int
     id: str | None = None
     status: State | None = None
+    replayed: bool = False
     error: ItemProblem | None = None
 
 

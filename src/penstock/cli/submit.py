@@ -47,6 +47,10 @@ def submit(
     tag: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Name to find the job by; may be given often.")
     ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Safe to repeat: the same KEY and job get the first answer, for 24 h."),
+    ] = None,
     wait: Annotated[str | None, typer.Option(help="Wait so long for the result: seconds, or '5m'.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Submit so many alike.")] = 1,
     ndjson: Annotated[
@@ -69,6 +73,14 @@ def submit(
     if tag:
         options["tags"] = tag
     wait_seconds = seconds_of("--wait", wait)
+    if idempotency_key is not None:
+        if count > 1 or ndjson is not None:
+            raise CommandFailed(
+                "--idempotency-key is for one job; in --ndjson give each its 'idempotency_key'",
+                Exit.USAGE,
+                field="idempotency-key",
+            )
+        options["idempotency_key"] = idempotency_key
     if ndjson is not None:
         if input is not None:
             raise CommandFailed("--ndjson brings the inputs; leave INPUT out", Exit.USAGE, field="input")

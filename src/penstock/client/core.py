@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import random
 import time
+import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -42,6 +43,8 @@ _ANSWER_MARGIN_SECONDS = 10.0
 _PURGE_SECONDS = 600.0
 _BACKOFF_FIRST_SECONDS, _BACKOFF_LAST_SECONDS = 0.1, 5.0
 _RETRY_AFTER_MAX_SECONDS = 60.0
+#: A key that nobody else knows need not outlive the repeats of its one call; keys that users choose last 24 h.
+_RANDOM_KEY_SECONDS = 600
 #: Who waits for a job wants its end, not the news that the server restarts: eight repeats last about 15 s.
 _WAIT_RETRIES = 8
 
@@ -58,6 +61,7 @@ class Call:
     path: str
     params: tuple[tuple[str, str], ...] = ()
     body: bytes | None = None
+    headers: tuple[tuple[str, str], ...] = ()
     timeout_seconds: float = 30.0
 
 
@@ -75,6 +79,7 @@ class Answer:
     status: int
     body: bytes
     retry_after: str | None = None
+    replayed: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,10 @@ class NoAnswer:
 
 Step = Call | Pause
 Flow = Generator[Step, Answer | NoAnswer | None, T]
+
+
+def _random_key() -> str:
+    return uuid.uuid4().hex
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +111,7 @@ class ClientCore:
     timeout_seconds: float = 30.0
     clock: Callable[[], float] = time.monotonic
     draw: Callable[[], float] = random.random
+    random_key: Callable[[], str] = _random_key
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -115,10 +125,20 @@ class ClientCore:
         return headers | ({"authorization": f"Bearer {self.api_key}"} if self.api_key else {})
 
     def submit(self, task: str, input: Any = None, options: Mapping[str, Any] | None = None) -> Flow[Job]:  # noqa: A002
-        """Submit one job. Repeated only when the server never saw the request."""
-        body = _encode({"task": task, "input": input, **(options or {})})
-        answer = yield from self._send("POST", "/submit", body=body)
-        return _read(answer, Job)
+        """Submit one job; repeated safely under the ``idempotency_key`` given, else under a random one."""
+        fields = dict(options or {})
+        key = fields.pop("idempotency_key", None)
+        if key is not None and not (key.isascii() and key.isprintable() and '"' not in key):
+            raise ValueError("an idempotency_key holds printable ASCII characters only, and no quotation marks")
+        header = f'"{self.random_key()}";for={_RANDOM_KEY_SECONDS}' if key is None else f'"{key}"'
+        answer = yield from self._send(
+            "POST",
+            "/submit",
+            body=_encode({"task": task, "input": input, **fields}),
+            headers=(("idempotency-key", header),),
+            repeatable=True,
+        )
+        return msgspec.structs.replace(_read(answer, Job), replayed=answer.replayed)
 
     def submit_chunk(self, index: int, items: Sequence[bytes]) -> Flow[list[Submission]]:
         """Submit encoded jobs in one batch; ``index`` is the first one's number."""
@@ -227,12 +247,22 @@ class ClientCore:
         *,
         params: tuple[tuple[str, str], ...] = (),
         body: bytes | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
         timeout_seconds: float | None = None,
         retries: int | None = None,
+        repeatable: bool = False,
     ) -> Flow[Answer]:
-        """Send a request, again where that is safe; return a good answer or raise what the server said."""
+        """Send a request, again where that is safe; return a good answer or raise what the server said.
+
+        ``repeatable`` says that the server tells a repeat of this request from a new one.
+        """
         call = Call(
-            method=method, path=path, params=params, body=body, timeout_seconds=timeout_seconds or self.timeout_seconds
+            method=method,
+            path=path,
+            params=params,
+            body=body,
+            headers=headers,
+            timeout_seconds=timeout_seconds or self.timeout_seconds,
         )
         retries = self.retries if retries is None else retries
         for repeat in range(retries + 1):
@@ -241,13 +271,15 @@ class ClientCore:
             if isinstance(answer, NoAnswer):
                 error: ConnectionFailed | ApiError = ConnectionFailed(self.url, answer.detail, sent=answer.sent)
                 # What was never sent is safe to repeat; what may have happened only where it changes nothing.
-                if method != "GET" and answer.sent:
+                if method != "GET" and answer.sent and not repeatable:
                     raise error
             elif answer.status < 300:
                 return answer
             else:
                 error = _api_error(answer, path)
-                if method != "GET" or not isinstance(error, ServerUnavailable):
+                # Of a submit only what may have happened; a plain refusal is the caller's to weigh.
+                doubtful = repeatable and error.code == "store_unavailable"
+                if not (method == "GET" or doubtful) or not isinstance(error, ServerUnavailable):
                     raise error
             if repeat == retries:
                 raise error
@@ -295,6 +327,7 @@ def _as_object(item: Any) -> Mapping[str, Any]:
 class _BatchEntry(msgspec.Struct, frozen=True):
     id: str | None = None
     status: str | None = None
+    replayed: bool = False
     error: dict[str, Any] | None = None
 
 
@@ -308,7 +341,7 @@ class _Queues(msgspec.Struct, frozen=True):
 
 def _submission(index: int, entry: _BatchEntry) -> Submission:
     error = None if entry.error is None else _error_of(422, entry.error)
-    return Submission(index=index, id=entry.id, status=entry.status, error=error)
+    return Submission(index=index, id=entry.id, status=entry.status, replayed=entry.replayed, error=error)
 
 
 def _encode(value: Any) -> bytes:

@@ -61,6 +61,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     run_at: dt.datetime | None = None
     expires_at: dt.datetime | None = None
     cancel_requested_at: dt.datetime | None = None
+    #: This answer to a submit is the first one of its idempotency key.
+    replayed: bool = False
 
     @property
     def is_final(self) -> bool:
@@ -95,6 +97,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     id: str | None = None
     status: str | None = None
+    replayed: bool = False
     error: ApiError | None = None
 
 

@@ -52,7 +52,11 @@ class Client:
         self._http.close()
 
     def submit(self, task: str, input: Any = None, **options: Any) -> Job:  # noqa: A002 - the field's name
-        """Submit one job; ``options`` are the fields of ``POST /submit`` (queue, priority, delay, …)."""
+        """Submit one job; ``options`` are the fields of ``POST /submit`` (queue, priority, delay, …).
+
+        Repeated when the connection breaks, which never makes a second job: each call has a random idempotency key.
+        With an ``idempotency_key`` of your own the same holds for a call that you repeat, for 24 h.
+        """
         return self._run(self._core.submit(task, input, options))
 
     def submit_many(self, items: Iterable[JobItem], **options: Any) -> Iterator[Submission]:

@@ -52,13 +52,18 @@ def request_options(call: Call) -> dict[str, Any]:
         "url": call.path,
         "params": list(call.params) or None,
         "content": call.body,
-        "headers": {"content-type": "application/json"} if call.body is not None else None,
+        "headers": ([("content-type", "application/json")] if call.body is not None else []) + list(call.headers),
         "timeout": httpx.Timeout(call.timeout_seconds, connect=_CONNECT_SECONDS),
     }
 
 
 def answer_of(response: httpx.Response) -> Answer:
-    return Answer(status=response.status_code, body=response.content, retry_after=response.headers.get("retry-after"))
+    return Answer(
+        status=response.status_code,
+        body=response.content,
+        retry_after=response.headers.get("retry-after"),
+        replayed=response.headers.get("idempotency-replayed") == "true",
+    )
 
 
 def no_answer_of(error: httpx.TransportError) -> NoAnswer:

@@ -6,6 +6,7 @@
     ├── TransitionError         the state machine does not allow the event
     ├── ConfigError             a setting is wrong; names the key
     ├── InvalidRequest          a request's fields are wrong; lists them
+    ├── KeyReused               an idempotency key came with another body
     ├── StoreError
     │   ├── StoreUnavailable    no answer, or the server says "not now"; the call may or may not have happened
     │   ├── StoreFull           the server is at its memory limit; nothing was written
@@ -56,6 +57,14 @@ class InvalidRequest(PenstockError):
     def __init__(self, errors: Sequence[FieldError]) -> None:
         super().__init__("; ".join(f"{error.field or 'body'}: {error.detail}" for error in errors))
         self.errors = tuple(errors)
+
+
+class KeyReused(PenstockError):
+    """Say that an idempotency key was used with another body before; ``job_id`` is the job of that time."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"the idempotency key was used with another body, for job {job_id}")
+        self.job_id = job_id
 
 
 class StoreError(PenstockError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import re
 from binascii import crc_hqx
@@ -47,6 +48,21 @@ def home_of(job_id: JobId) -> int:
 def partition_of(job_id: JobId, partitions: int) -> int:
     """Return the partition that an id lives in; ``partitions`` is a power of two up to 4096."""
     return home_of(job_id) % partitions
+
+
+def digest_of(key: str) -> str:
+    """Return what stands for a user's key in the store: 32 hexadecimal digits; the first three are its home."""
+    return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+
+
+def home_of_digest(digest: str) -> int:
+    """Return the home, 0 to 4095, of a key's digest."""
+    return int(digest[:3], 16)
+
+
+def at_home(job_id: JobId, home: int) -> JobId:
+    """Return the id moved to another home."""
+    return JobId(f"{job_id[:15]}{home & 0xFFF:03x}{job_id[18:]}")
 
 
 @functools.cache

@@ -23,6 +23,17 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     traceparent: str | None = None
 
 
+class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
+    """Make a submit safe to repeat: the same key with the same fingerprint answers as the first time, for ``keep_ms``.
+
+    ``key`` is the digest of what the user sent (``core.ids.digest_of``), ``fingerprint`` that of the body: hexadecimal.
+    """
+
+    key: str
+    fingerprint: str
+    keep_ms: int
+
+
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     """Describe one job to submit; ``input`` is JSON text.
 
@@ -42,10 +53,14 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     expires_at_ms: int | None = None
     expires_in_ms: int | None = None
     retention_ms: int | None = None
+    idempotency: Idempotency | None = None
 
 
 class Submitted(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer one submit. ``created`` is false when a job of that id already stood (a repeated submit)."""
+    """Answer one submit. ``created`` is false when a job of that id already stood (a repeated submit).
+
+    ``replayed`` says that the idempotency key was used before: the rest is the first answer, whatever came of the job.
+    """
 
     id: JobId
     state: State
@@ -53,6 +68,7 @@ class Submitted(msgspec.Struct, frozen=True, kw_only=True):
     created_at_ms: int
     run_at_ms: int | None = None
     expires_at_ms: int | None = None
+    replayed: bool = False
 
 
 #: Of high, normal and low in weighted service: of 21 jobs started, 16, 4 and 1 while all three wait.

@@ -11,6 +11,7 @@ HOUR_MS = 3_600 * SECOND_MS
 DAY_MS = 24 * HOUR_MS
 
 NAME_CHARACTERS = 128
+KEY_CHARACTERS = 255
 NESTING_LEVELS = 100
 SCRIPT_ITEMS = 200
 SCRIPT_BYTES = MIB
@@ -37,6 +38,7 @@ class Limits:
     dead_letters: int = 100_000
     max_lost: int = 3
     unknown_task_ms: int = DAY_MS
+    idempotency_ms: int = DAY_MS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -56,6 +56,12 @@ BUILD_INFO = Declared("penstock_build_info", "gauge", ("version",), "Always 1; t
 HTTP_REQUESTS = Declared(
     "penstock_http_requests_total", "counter", ("method", "route", "status"), "Requests answered by this process."
 )
+SUBMITS_REPLAYED = Declared(
+    "penstock_submits_replayed_total",
+    "counter",
+    (),
+    "Submits answered again by this process, by their idempotency key.",
+)
 HTTP_DURATION = Declared(
     "penstock_http_request_duration_seconds",
     "histogram",
@@ -74,6 +80,7 @@ METRICS: tuple[Declared, ...] = (
     STORE_UP,
     BUILD_INFO,
     HTTP_REQUESTS,
+    SUBMITS_REPLAYED,
     HTTP_DURATION,
 )
 
@@ -97,6 +104,7 @@ class HttpMetrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry(auto_describe=False)
         self._requests = Counter(HTTP_REQUESTS.name, HTTP_REQUESTS.help, HTTP_REQUESTS.labels, registry=self.registry)
+        self._replayed = Counter(SUBMITS_REPLAYED.name, SUBMITS_REPLAYED.help, registry=self.registry)
         self._duration = Histogram(
             HTTP_DURATION.name,
             HTTP_DURATION.help,
@@ -116,6 +124,10 @@ class HttpMetrics:
             self._known[key] = children
         children[0].inc()
         children[1].observe(seconds)
+
+    def replayed(self) -> None:
+        """Count one submit that got the first answer of its idempotency key."""
+        self._replayed.inc()
 
 
 class _StoreCollector(Collector):

@@ -26,7 +26,7 @@ _PAGE = 1_000
 _MARKER_SETTLES_S = 2.5
 _MARKER_LOOK_S = 0.05
 #: Kinds of keys that may have a time to live.
-_EXPIRING = frozenset({"wake", "inbox"})
+_EXPIRING = frozenset({"wake", "inbox", "idem"})
 _AOF = {"0": "no", "1": "yes"}
 #: What an index demands of the jobs it names: index kind -> status or group of statuses.
 _INDEX_DEMANDS = {"delayed": "delayed", "running": "running", "expire": "final", "expiry": "waiting"}
@@ -264,6 +264,8 @@ class _Auditor:
                 self._find("wrong_type", name, f"is a {_text(found_type)}, not a {wanted}")
             elif ttl_ms >= 0 and kind not in _EXPIRING:
                 self._find("would_vanish", name, "has a time to live, so that the server would remove it")
+            elif kind == "idem" and ttl_ms == -1:
+                self._find("never_vanishes", name, "has no time to live, so that it would stay for ever")
             elif kind == "job":
                 jobs.setdefault(partition, []).append(arguments[0])
             elif kind in ("input", "result"):

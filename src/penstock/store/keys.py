@@ -50,6 +50,12 @@ KINDS: dict[str, KeyKind] = {
     "due": KeyKind("due", "list", "one element after an earlier due time was set"),
     "wake": KeyKind("wake:{}", "list", "a worker's wake-ups, at most 16; expires"),
     "inbox": KeyKind("inbox:{}", "list", "ids that became final, for one waiting process; capped, expires"),
+    "idem": KeyKind(
+        "idem:{}",
+        "string",
+        "<until (Unix ms)>|<fingerprint>|<job id>|<first answer, empty while only reserved>, by an idempotency key's "
+        "digest; expires",
+    ),
     "tasks": KeyKind("tasks", "zset", "names of tasks that workers announced, by when (Unix ms)"),
     "task_options": KeyKind("task_options", "hash", "task -> its options; JSON"),
     "workers": KeyKind("workers", "zset", "names of workers, by when they were seen (Unix ms)"),

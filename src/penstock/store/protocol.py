@@ -51,6 +51,9 @@ class JobStore(Protocol):
         The state is ``scheduled`` when its due time lies after the store's now, else ``queued`` at the end of its
         queue and priority. ``expires_at`` at or before now, or at or before the due time: still accepted
         (it expires in its turn).
+        With an idempotency key that was used within its time: the same fingerprint answers as the first time
+        (``replayed``), another one is ``KeyReused``; nothing is created. A key whose job was never created (its
+        submitter died in between) creates it now, under the id of the first time.
         An item's exception stands in its place in the list.
         """
 

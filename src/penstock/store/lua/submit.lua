@@ -1,25 +1,31 @@
 -- submit: create jobs, each unless its id already stands.
--- Guarantee: repeating a submit by id changes nothing and answers with the standing job; a refused item leaves nothing.
+-- Guarantee: repeating a submit by id, or by an idempotency key, changes nothing; a refused item leaves nothing.
 -- KEYS: meta (hash), canary (none)
--- ARGV: items (msgpack: [id, task, type, queue, priority, input, options, run_at, delay, expires_at, expires_in, retention]...)
--- Returns: per item [created|exists, status, created ms, due ms or '', expires ms or ''] or [error, text]
+-- ARGV: items (msgpack: [id, task, type, queue, priority, input, options, run_at, delay, expires_at, expires_in, retention, idempotency digest, fingerprint, keep_ms]...)
+-- Returns: per item [created|exists|replayed, id, status, created ms, due ms or '', expires ms or ''], [reused|reserved, id] or [error, text]
 -- Transitions: none -submit-> queued, none -schedule-> scheduled
 -- Flags: none (refused when out of memory)
--- Uses: time, job, place_names, place
+-- Uses: time, job, place_names, place, once
 local items = cmsgpack.unpack(ARGV[1])
 
 -- The id whose keys are being written.
 local begun
+local known_queues = {}
 
 local function submit_one(item)
   local id, task, job_type, queue, priority, input, options = item[1], item[2], item[3], item[4], item[5], item[6], item[7]
+  -- First, so that no job ever stands in a queue that nobody lists.
+  if not known_queues[queue] then
+    redis.call('SADD', K.queues, queue)
+    known_queues[queue] = true
+  end
   -- EXISTS first: the common answer is no, at a third of the cost.
   if redis.call('EXISTS', K.job(id)) == 1 then
     local standing = load(id, {'status', 'created', 'due', 'expires'})
     if not (standing.status and standing.created) then
       error('the job that stands under this id is damaged')
     end
-    return {'exists', standing.status, standing.created, PLACES[standing.status] == 'delayed' and standing.due or '', standing.expires or ''}
+    return {'exists', id, standing.status, standing.created, PLACES[standing.status] == 'delayed' and standing.due or '', standing.expires or ''}
   end
   local due = item[8] or (item[9] and now + item[9])
   local expires = item[10] or (item[11] and now + item[11]) or nil
@@ -51,7 +57,22 @@ local function submit_one(item)
   redis.call('HSET', K.job(id), unpack(fields))
   enter(id, job, job.status, at)
   add(counts, 'submitted', queue, 1)
-  return {'created', job.status, now, due or '', expires or ''}
+  return {'created', id, job.status, now, due or '', expires or ''}
+end
+
+-- Submit an item under its idempotency key, whose record shares the job's partition.
+local function submit_once(item)
+  local digest = item[13]
+  if not digest then
+    return submit_one(item)
+  end
+  local record = recall(digest)
+  if record then
+    return replay(record, item[14])
+  end
+  local answer = submit_one(item)
+  remember(digest, now + item[15], item[14], item[1], in_short(answer))
+  return answer
 end
 
 -- Redis does not roll back: what an item wrote before its error must not stay as half a job.
@@ -62,19 +83,10 @@ local function take_back(id, queue, priority)
   end
 end
 
--- First, so that no job ever stands in a queue that nobody lists.
-local known_queues = {}
-for index = 1, #items do
-  local queue = items[index][4]
-  if not known_queues[queue] then
-    known_queues[queue] = true
-    redis.call('SADD', K.queues, queue)
-  end
-end
 local answers = {}
 for index = 1, #items do
   local item = items[index]
-  answers[index] = guarded(submit_one, item)
+  answers[index] = guarded(submit_once, item)
   if answers[index][1] == 'error' and begun == item[1] then
     take_back(item[1], item[4], item[5])
   end

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from penstock.core.ids import JobId, Token, WorkerName
-from penstock.core.job import Attempt, ClaimRequest, JobOptions, Settle
+from penstock.core.job import Attempt, ClaimRequest, Idempotency, JobOptions, Settle, Submitted
 from penstock.core.limits import ATTEMPT_RECORDS, Limits
 from penstock.core.states import FINAL_STATES, PLACES, AttemptOutcome, Place, Priority, Reason, State
 from penstock.core.transitions import Event, next_state
@@ -91,6 +91,8 @@ class Partition:
         self.expiry = Index()
         self.known_queues: set[str] = set()
         self.paused: set[str] = set()
+        #: What idempotency keys of this partition were answered, and until when: by digest.
+        self.once: dict[str, tuple[Idempotency, int, Submitted]] = {}
         self.counters: Counter[tuple[str, str]] = Counter()
         self.swept_at_ms: int | None = None
         self.reap_from_ms = 0

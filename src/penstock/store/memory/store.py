@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import msgspec
 
-from penstock.core.errors import StoreUnavailable
-from penstock.core.ids import JobId, Token, WorkerName, partition_of
+from penstock.core.errors import KeyReused, StoreUnavailable
+from penstock.core.ids import JobId, Token, WorkerName, home_of_digest, partition_of
 from penstock.core.job import (
     ChangeCode,
     Changed,
@@ -69,7 +69,7 @@ class MemoryStore:
 
     async def submit(self, jobs: Sequence[NewJob]) -> list[Submitted | Exception]:
         """Create jobs."""
-        return [self._guarded(self._submit, job) for job in jobs]
+        return [self._guarded(self._submit_once, job) for job in jobs]
 
     async def claim(self, partition: int, request: ClaimRequest) -> Claimed:
         """Hand out jobs."""
@@ -244,7 +244,7 @@ class MemoryStore:
     def _guarded(self, one: Callable[[_Item], _Answer], item: _Item) -> _Answer | Exception:
         try:
             return one(item)
-        except UnicodeDecodeError as error:
+        except (UnicodeDecodeError, KeyReused) as error:
             return error
 
     def _find(self, job_id: JobId) -> tuple[Partition, StoredJob] | None:
@@ -252,6 +252,22 @@ class MemoryStore:
         part = self._parts[partition_of(job_id, self.partitions)]
         job = part.jobs.get(job_id)
         return (part, job) if job else None
+
+    def _submit_once(self, new: NewJob) -> Submitted:
+        key = new.idempotency
+        if key is None:
+            return self._submit(new)
+        new.input.decode()
+        once = self._parts[home_of_digest(key.key) % self.partitions].once
+        if key.key in once:
+            first, until_ms, answer = once[key.key]
+            if until_ms > self._now():
+                if first.fingerprint != key.fingerprint:
+                    raise KeyReused(answer.id)
+                return msgspec.structs.replace(answer, created=False, replayed=True)
+        answer = self._submit(new)
+        once[key.key] = (key, self._now() + key.keep_ms, answer)
+        return answer
 
     def _submit(self, new: NewJob) -> Submitted:
         # Values are JSON text; one that is not UTF-8 is refused before anything is written.

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.core.errors import StoreError
+from penstock.core.errors import KeyReused, StoreError
 from penstock.core.ids import JobId, Token
 from penstock.core.job import (
     Attempt,
@@ -64,22 +64,37 @@ def new_job_item(job: NewJob) -> list[str | int | None]:
         job.expires_at_ms,
         job.expires_in_ms,
         job.retention_ms,
+        *((job.idempotency.key, job.idempotency.fingerprint, job.idempotency.keep_ms) if job.idempotency else ()),
     ]
 
 
-def submitted(job_id: JobId, answer: Sequence[Any]) -> Submitted | Exception:
-    """Read the submit script's answer to one item."""
+def submitted(answer: Sequence[Any]) -> Submitted | Exception:
+    """Read the submit script's answer to one item, or that of reserve where it replays."""
     if answer[0] == b"error":
         return ItemError(answer[1].decode(errors="replace"))
-    code, status, created, due, expires = answer
+    if answer[0] == b"reused":
+        return KeyReused(answer[1].decode())
+    if answer[0] == b"reserved":
+        return ItemError("the idempotency key is reserved for a job of another partition")
+    code, job_id, status, created, due, expires = answer
     return Submitted(
-        id=job_id,
+        id=JobId(job_id.decode()),
         state=STATES[status],
         created=code == b"created",
         created_at_ms=int(created),
         run_at_ms=number(due),
         expires_at_ms=number(expires),
+        replayed=code == b"replayed",
     )
+
+
+def confirm_fields(job_id: JobId, answer: Submitted | Exception) -> list[str | int]:
+    """Return what the confirm script takes of an answer; of a refusal that the key is free again."""
+    if not isinstance(answer, Submitted):
+        return [job_id, "", 0, "", ""]
+    due = "" if answer.run_at_ms is None else str(answer.run_at_ms)
+    expires = "" if answer.expires_at_ms is None else str(answer.expires_at_ms)
+    return [job_id, answer.state.value, answer.created_at_ms, due, expires]
 
 
 def claimed_job(fields: Sequence[Any], nonce: str) -> ClaimedJob | None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
-from penstock.core.ids import JobId, WorkerName, partition_of
+from penstock.core.errors import KeyReused, StoreError
+from penstock.core.ids import JobId, WorkerName, home_of_digest, partition_of
 from penstock.core.job import (
     Changed,
     Claimed,
     ClaimRequest,
     Extended,
     Extension,
+    Idempotency,
     NewJob,
     Promoted,
     Pruned,
@@ -33,6 +36,7 @@ from penstock.store.redis.codec import (
     ItemError,
     changed,
     claimed_job,
+    confirm_fields,
     new_job_item,
     number,
     pack,
@@ -99,18 +103,78 @@ class RedisJobs:
             if packed is None:
                 return [answers[index] for index in range(len(jobs))]
             replies = iter(await self._connection.script("submit", partition, packed))
-            return [
-                answers[index] if index in answers else submitted(job.id, next(replies))
-                for index, job in enumerate(jobs)
-            ]
+            return [answers[index] if index in answers else submitted(next(replies)) for index in range(len(jobs))]
 
         return call
 
     async def submit(self, jobs: Sequence[NewJob]) -> list[Submitted | Exception]:
-        """See ``JobStore.submit``. Callers at the same moment share a script call."""
+        """See ``JobStore.submit``. Callers at the same moment share a script call.
+
+        A job and its idempotency key nearly always share a partition, and then a script; otherwise the key is reserved
+        first, and told of the answer last.
+        """
+        if self.partitions > 1 and any(self._is_apart(job) for job in jobs):
+            return await self._submit_reserved(jobs)
+        return await self._submit(jobs)
+
+    async def _submit(self, jobs: Sequence[NewJob]) -> list[Submitted | Exception]:
         return _raise_store_errors(
             await self._spread(jobs, lambda job: job.id, lambda partition, part: self._submits[partition].add(part))
         )
+
+    def _key_partition(self, key: Idempotency) -> int:
+        return home_of_digest(key.key) % self.partitions
+
+    def _is_apart(self, job: NewJob) -> bool:
+        """Tell whether a job's idempotency key belongs to another partition than the job."""
+        key = job.idempotency
+        return key is not None and self._key_partition(key) != partition_of(job.id, self.partitions)
+
+    async def _submit_reserved(self, jobs: Sequence[NewJob]) -> list[Submitted | Exception]:
+        """Submit jobs of which some have their idempotency key in another partition.
+
+        Whoever dies after reserving leaves a key without a job; the next to come with it submits under the same id.
+        """
+        apart = {index: job.idempotency for index, job in enumerate(jobs) if self._is_apart(job) and job.idempotency}
+        reserved = await self._by_key(
+            "reserve", {index: (key, [key.fingerprint, key.keep_ms, jobs[index].id]) for index, key in apart.items()}
+        )
+        answers: dict[int, Submitted | Exception] = {}
+        submits: dict[int, NewJob] = {}
+        for index, job in enumerate(jobs):
+            reply = reserved.get(index)
+            if reply is None:
+                submits[index] = job
+            elif reply[0] == b"reserved":
+                submits[index] = msgspec.structs.replace(job, id=JobId(reply[1].decode()), idempotency=None)
+            else:
+                answers[index] = submitted(reply)
+        confirms: dict[int, tuple[Idempotency, list[Any]]] = {}
+        for (index, job), answer in zip(submits.items(), await self._submit(list(submits.values())), strict=True):
+            key = apart.get(index)
+            answers[index] = answer
+            if key is not None:
+                if isinstance(answer, Submitted):
+                    # The job was there: this is the repeat of a submit that lost its answer.
+                    answers[index] = msgspec.structs.replace(answer, replayed=not answer.created)
+                confirms[index] = (key, confirm_fields(job.id, answer))
+        # The jobs are stored whatever happens here; a repeat finds them by the reserved id.
+        with contextlib.suppress(StoreError):
+            await self._by_key("confirm", confirms)
+        return [answers[index] for index in range(len(jobs))]
+
+    async def _by_key(self, script: str, items: Mapping[int, tuple[Idempotency, list[Any]]]) -> dict[int, Any]:
+        """Run a script in the partitions of idempotency keys; answers by the number that each item came under."""
+        places: dict[int, list[tuple[int, list[Any]]]] = {}
+        for index, (key, fields) in items.items():
+            places.setdefault(self._key_partition(key), []).append((index, [key.key, *fields]))
+        answers: dict[int, Any] = {}
+        for partition, part in places.items():
+            for start in range(0, len(part), SCRIPT_ITEMS):
+                chunk = part[start : start + SCRIPT_ITEMS]
+                replies = await self._connection.script(script, partition, pack([fields for _, fields in chunk]))
+                answers.update(zip((index for index, _ in chunk), replies, strict=True))
+        return answers
 
     # claim
 
@@ -338,6 +402,8 @@ def _pack_items(
 def _raise_store_errors(answers: Sequence[Any]) -> list[Any]:
     """Raise when the whole call failed; errors of single items stay in their places."""
     for answer in answers:
-        if isinstance(answer, Exception) and not isinstance(answer, ItemError | UnicodeError | OverflowError):
+        if isinstance(answer, Exception) and not isinstance(
+            answer, ItemError | KeyReused | UnicodeError | OverflowError
+        ):
             raise answer
     return list(answers)

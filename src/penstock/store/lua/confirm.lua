@@ -1,0 +1,28 @@
+-- confirm: remember the answer to a submit whose idempotency key was reserved; forget the key when the submit was refused.
+-- Guarantee: only a key that is still reserved for that job is touched; harmless to repeat.
+-- KEYS: meta (hash), canary (none)
+-- ARGV: items (msgpack: [digest, id, status or '', created ms, due ms or '', expires ms or '']...)
+-- Returns: per item done or [error, text]
+-- Transitions: none
+-- Flags: allow-oom
+-- Uses: time, job, place_names, place, once
+local items = cmsgpack.unpack(ARGV[1])
+
+local function confirm_one(item)
+  local digest, id = item[1], item[2]
+  local record = recall(digest)
+  if record and record.id == id and record.answer == '' then
+    if item[3] == '' then
+      redis.call('DEL', K.idem(digest))
+    else
+      remember(digest, record.keep_until, record.fingerprint, id, in_short({'', id, item[3], item[4], item[5], item[6]}))
+    end
+  end
+  return 'done'
+end
+
+local answers = {}
+for index = 1, #items do
+  answers[index] = guarded(confirm_one, items[index])
+end
+return answers
