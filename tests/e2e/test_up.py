@@ -73,6 +73,29 @@ def test_a_stop_hands_running_jobs_back_uncounted(folder: Folder) -> None:
     assert (final.status, final.counted, final.lost) == ("completed", 0, 0)
 
 
+def test_a_second_signal_hands_running_jobs_back_at_once(folder: Folder) -> None:
+    run = folder.up("--drain", "1h", env={"PENSTOCK_LOG_LEVEL": "info"})
+    with folder.client() as client:
+        job = client.submit("sleep", {"seconds": 3_000})
+        assert until(lambda: client.get(job.id).status == "running", 10)
+    run.send_signal(signal.SIGINT)
+    assert until(lambda: "worker.stopping" in folder.stderr(), 10)
+
+    def ended() -> bool:
+        # Again and again: what comes within a quarter of a second counts as the same key press.
+        run.send_signal(signal.SIGINT)
+        return run.poll() is not None
+
+    assert until(ended, 20)
+    assert run.returncode == 0
+    assert "worker.hastened" in folder.stderr()
+
+    folder.up("--drain", "0")
+    with folder.client() as client:
+        left = client.get(job.id)
+    assert (left.counted, left.lost) == (0, 0)
+
+
 @pytest.mark.skipif(not IS_LINUX, reason="looks for processes in /proc")
 def test_a_killed_supervisor_takes_its_children_along(folder: Folder) -> None:
     run = folder.up()

@@ -129,6 +129,7 @@ async def _start(
             argv=options.worker_argv,
             env=env,
             stop_grace_seconds=options.drain_seconds + _WORKER_STOP_MARGIN_SECONDS,
+            hastened_grace_seconds=_WORKER_STOP_MARGIN_SECONDS,
         ),
     )
     options.on_ready(instance)

@@ -56,6 +56,8 @@ class ChildSpec:
     """From SIGTERM to SIGKILL for the whole group."""
     hastens: bool = True
     """Whether a second signal cuts the grace short."""
+    hastened_grace_seconds: float = 0.0
+    """What a second signal leaves of it; the child gets a second SIGTERM."""
     orphan_signal: signal.Signals = signal.SIGKILL
     """What the group gets when we die."""
     explain_failure: Callable[[], str] | None = None
@@ -275,11 +277,22 @@ class Supervisor:
             await child.ended.wait()
 
     async def _ended_in_time(self, child: _Child) -> bool:
+        spec = child.spec
+        if await self._ends_within(child, spec.stop_grace_seconds, hastens=spec.hastens):
+            return True
+        if not self._hasten.is_set() or not spec.hastens or spec.hastened_grace_seconds <= 0:
+            return False
+        if child.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                child.process.terminate()
+        return await self._ends_within(child, spec.hastened_grace_seconds, hastens=False)
+
+    async def _ends_within(self, child: _Child, seconds: float, *, hastens: bool) -> bool:
         waits = [asyncio.create_task(child.ended.wait())]
-        if child.spec.hastens:
+        if hastens:
             waits.append(asyncio.create_task(self._hasten.wait()))
         try:
-            await asyncio.wait(waits, timeout=child.spec.stop_grace_seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in waits:
                 task.cancel()

@@ -79,12 +79,6 @@ class LeaseReader:
         beat: float = _TIME.unpack_from(self._map, _BEAT_AT)[0]
         return beat
 
-    @property
-    def round_s(self) -> float:
-        """Return when its leases were last renewed, 0 before the first round."""
-        round_s: float = _TIME.unpack_from(self._map, _ROUND_AT)[0]
-        return round_s
-
     def unrenewed(self, since_s: float) -> list[Token]:
         """Return the leases that were neither taken nor renewed since a time."""
         round_s, _beat, nonce_bytes = _HEADER.unpack_from(self._map)
