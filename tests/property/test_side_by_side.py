@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from penstock.core.errors import QueueFull
 from penstock.core.ids import JobId, Token, WorkerName, make_job_id
 from penstock.core.job import (
     ClaimRequest,
@@ -53,6 +54,7 @@ LIMITS = Limits(
     dead_letters=4,
     max_lost=2,
     unknown_task_ms=20_000,
+    queue_max_depth=(("b", 8),),
 )
 WORKERS = (WorkerName("worker-1"), WorkerName("worker-2"))
 QUEUES = ("a", "b")
@@ -259,8 +261,13 @@ class SideBySide(RuleBasedStateMachine):
             jobs.append(NewJob(id=job_id, **{name: value for name, value in fields.items() if name != "home"}))
         if repeat:
             jobs.append(NewJob(id=self.jobs(choice=choice), task="echo", input=b"{}"))
-        answers = self.both("submit", lambda store: store.submit(jobs))
-        assert all(isinstance(answer, Submitted) for answer in answers)
+
+        async def step(store: Store) -> list[Submitted | str]:
+            answers = await store.submit(jobs)
+            assert all(isinstance(answer, Submitted | QueueFull) for answer in answers)
+            return [answer if isinstance(answer, Submitted) else str(answer) for answer in answers]
+
+        self.both("submit", step)
 
     def step_claim(self, choice: int, weighted_queues: bool, **fields: Any) -> None:
         weights = tuple(range(3, 3 + len(fields["queues"]))) if weighted_queues else None

@@ -12,6 +12,7 @@ from penstock.core.errors import (
     FieldError,
     InvalidRequest,
     PenstockError,
+    QueueFull,
     StoreFull,
     StoreMismatch,
     StoreUnavailable,
@@ -44,6 +45,7 @@ BODY_TOO_LARGE = Kind("body_too_large", 413, "The body is too large")
 UNSUPPORTED_MEDIA_TYPE = Kind("unsupported_media_type", 415, "The body has a content type that is not taken")
 HOST_NOT_ALLOWED = Kind("host_not_allowed", 421, "The Host is not a name of this machine")
 INVALID_REQUEST = Kind("invalid_request", 422, "Fields of the request are wrong")
+QUEUE_FULL = Kind("queue_full", 429, "The queue is full")
 INTERNAL_ERROR = Kind("internal_error", 500, "Something went wrong inside")
 STORE_UNAVAILABLE = Kind("store_unavailable", 503, "The store does not answer")
 STORE_FULL = Kind("store_full", 503, "The store is at its memory limit")
@@ -65,6 +67,7 @@ KINDS: tuple[Kind, ...] = (
     UNSUPPORTED_MEDIA_TYPE,
     HOST_NOT_ALLOWED,
     INVALID_REQUEST,
+    QUEUE_FULL,
     INTERNAL_ERROR,
     STORE_UNAVAILABLE,
     STORE_FULL,
@@ -189,6 +192,9 @@ def from_exception(error: BaseException, *, detail: str = "") -> ApiError:
             return error
         case InvalidRequest():
             return invalid(*error.errors)
+        case QueueFull():
+            detail = f"The queue {error.queue!r} holds as many waiting jobs as it may; this one was not stored."
+            return ApiError(QUEUE_FULL, detail, headers=retry)
         case StoreFull():
             return ApiError(STORE_FULL, "Nothing was stored; try again once there is room.", headers=retry)
         case StoreMismatch():

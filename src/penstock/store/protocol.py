@@ -24,6 +24,7 @@ from penstock.core.job import (
     Extension,
     JobFilter,
     JobRecord,
+    MemoryUse,
     NewJob,
     Page,
     Promoted,
@@ -51,7 +52,9 @@ class JobStore(Protocol):
         The state is ``scheduled`` when its due time lies after the store's now, else ``queued`` at the end of its
         queue and priority. ``expires_at`` at or before now, or at or before the due time: still accepted
         (it expires in its turn).
-        An item's exception stands in its place in the list.
+        An item's exception stands in its place in the list: ``QueueFull`` when the queue holds ``max_depth`` waiting
+        jobs, queued and delayed ones (of each partition its even part). What redrives, retries and releases bring back
+        is never refused.
         """
 
     async def claim(self, partition: int, request: ClaimRequest) -> Claimed:
@@ -164,6 +167,9 @@ class JobReader(Protocol):
     async def ping(self) -> None:
         """Return when the store answers."""
 
+    async def memory(self) -> MemoryUse:
+        """Return how much memory the server uses, and may."""
+
     async def get(self, job_id: JobId) -> JobRecord | None:
         """Return a job with input and result."""
 
@@ -183,7 +189,7 @@ class JobReader(Protocol):
 
     async def counters(self) -> Mapping[tuple[str, str], int]:
         """Return ever-growing counts by (name, queue): submitted, started, completed, failed, retried,
-        cancelled, expired, lost, poisoned, redriven, deferred, pruned, dropped.
+        cancelled, expired, lost, poisoned, redriven, deferred, pruned, dropped, refused.
         """
 
     async def tasks(self) -> dict[str, TaskInfo]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.core.errors import StoreError
+from penstock.core.errors import QueueFull, StoreError
 from penstock.core.ids import JobId, Token
 from penstock.core.job import (
     Attempt,
@@ -67,13 +67,15 @@ def new_job_item(job: NewJob) -> list[str | int | None]:
     ]
 
 
-def submitted(job_id: JobId, answer: Sequence[Any]) -> Submitted | Exception:
+def submitted(job: NewJob, answer: Sequence[Any]) -> Submitted | Exception:
     """Read the submit script's answer to one item."""
+    if answer[0] == b"full":
+        return QueueFull(job.queue)
     if answer[0] == b"error":
         return ItemError(answer[1].decode(errors="replace"))
     code, status, created, due, expires = answer
     return Submitted(
-        id=job_id,
+        id=job.id,
         state=STATES[status],
         created=code == b"created",
         created_at_ms=int(created),

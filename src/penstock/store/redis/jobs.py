@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from penstock.core.errors import QueueFull
 from penstock.core.ids import JobId, WorkerName, partition_of
 from penstock.core.job import (
     Changed,
@@ -52,6 +53,7 @@ REAP_GRACE_MS = 15_000
 WORKER_LIVE_MS = 60_000
 TASK_KEPT_MS = DAY_MS
 _ITEM_BYTES = 300
+_NO_BOUNDS = pack({})
 
 
 class RedisJobs:
@@ -98,13 +100,19 @@ class RedisJobs:
             packed, answers = _pack_items(jobs, new_job_item)
             if packed is None:
                 return [answers[index] for index in range(len(jobs))]
-            replies = iter(await self._connection.script("submit", partition, packed))
+            replies = iter(await self._connection.script("submit", partition, packed, self._depth_bounds(jobs)))
             return [
-                answers[index] if index in answers else submitted(job.id, next(replies))
-                for index, job in enumerate(jobs)
+                answers[index] if index in answers else submitted(job, next(replies)) for index, job in enumerate(jobs)
             ]
 
         return call
+
+    def _depth_bounds(self, jobs: Sequence[NewJob]) -> bytes:
+        limits = self._connection.options.limits
+        if not limits.max_depth and not limits.queue_max_depth:
+            return _NO_BOUNDS
+        bounds = {queue: limits.depth_bound(queue, self.partitions) for queue in {job.queue for job in jobs}}
+        return pack({queue: bound for queue, bound in bounds.items() if bound is not None})
 
     async def submit(self, jobs: Sequence[NewJob]) -> list[Submitted | Exception]:
         """See ``JobStore.submit``. Callers at the same moment share a script call."""
@@ -335,6 +343,8 @@ def _pack_items(
 def _raise_store_errors(answers: Sequence[Any]) -> list[Any]:
     """Raise when the whole call failed; errors of single items stay in their places."""
     for answer in answers:
-        if isinstance(answer, Exception) and not isinstance(answer, ItemError | UnicodeError | OverflowError):
+        if isinstance(answer, Exception) and not isinstance(
+            answer, ItemError | QueueFull | UnicodeError | OverflowError
+        ):
             raise answer
     return list(answers)
