@@ -121,6 +121,17 @@ def _queues(value: str) -> tuple[tuple[str, int | None], ...]:
     return tuple(found.items())
 
 
+def _depths(value: str) -> tuple[tuple[str, int], ...]:
+    """Return how many jobs may wait in each queue; 0 is no bound."""
+    found: dict[str, int] = {}
+    for item in _names(value):
+        match = re.fullmatch(r"(.+):(\d{1,9})", item)
+        if not match or match[1].strip() in found:
+            raise ValueError("must be queues with the most jobs that may wait there, as in 'mail:5000,bulk:100000'")
+        found[match[1].strip()] = int(match[2])
+    return tuple(found.items())
+
+
 def _keys(value: str) -> tuple[str, ...]:
     keys = tuple(dict.fromkeys(key.strip() for key in re.split(r"[,\n]", value) if key.strip()))
     if not keys:
@@ -321,6 +332,21 @@ class Settings:
     idempotency_ms: int = _setting(
         "PENSTOCK_IDEMPOTENCY_RETENTION", _LIMITS.idempotency_ms, _duration(1_000, _YEAR_MS),
         "Time for which an `Idempotency-Key` is remembered.", "limits", shown="24h",
+    )  # fmt: skip
+
+    max_depth: int = _setting(
+        "PENSTOCK_MAX_DEPTH", _LIMITS.max_depth, _integer(0, 100_000_000),
+        "Most jobs that may wait in a queue, queued, scheduled or for a retry; further submits get 429. 0 is no bound.",
+        "limits", shown="none",
+    )  # fmt: skip
+    queue_max_depth: tuple[tuple[str, int], ...] = _setting(
+        "PENSTOCK_QUEUE_MAX_DEPTH", _LIMITS.queue_max_depth, _depths,
+        "The same for single queues: `mail:5000,bulk:0`.", "limits", shown="none",
+    )  # fmt: skip
+    memory_percent: int = _setting(
+        "PENSTOCK_MEMORY_PERCENT", _LIMITS.memory_percent, _integer(1, 100),
+        "Part of the Redis server's `maxmemory` above which the API answers submits with 503, while what was accepted "
+        "still runs; 100 leaves it to the server.", "limits",
     )  # fmt: skip
 
     def __repr__(self) -> str:

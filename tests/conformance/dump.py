@@ -28,6 +28,7 @@ _CODES = frozenset({"submitted", "started", "completed", "failed", "retried", "c
     "deferred",
     "pruned",
     "dropped",
+    "refused",
 }
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from penstock.core.job import Purged, Verb
+from penstock.core.errors import QueueFull
+from penstock.core.job import MemoryUse, Purged, Submitted, Verb
+from penstock.core.limits import Limits
 from penstock.core.states import Priority, State
 from tests.conformance.conftest import MakeSubject
 from tests.conformance.subject import START_MS, WORKER, Subject
@@ -98,6 +100,64 @@ class TestPause:
         assert [(await subject.claim(5, partition=partition)).jobs for partition in (0, 1)] == [(), ()]
         await subject.store.resume("default")
         assert [len((await subject.claim(5, partition=partition)).jobs) for partition in (0, 1)] == [1, 1]
+
+
+def taken(answers: list[Submitted | Exception]) -> list[bool]:
+    """Tell of each job whether it was taken; the others found their queue full."""
+    assert all(isinstance(answer, Submitted | QueueFull) for answer in answers)
+    return [isinstance(answer, Submitted) for answer in answers]
+
+
+class TestMaxDepth:
+    async def test_a_full_queue_takes_no_more(self, make_subject: MakeSubject) -> None:
+        subject = await make_subject(1, Limits(max_depth=3))
+        jobs = [subject.new(priority=priority) for priority in Priority]
+        assert taken(await subject.store.submit(jobs)) == [True, True, True, False]
+        assert taken(await subject.store.submit([subject.new(), subject.new(queue="other")])) == [False, True]
+        assert await subject.store.get(jobs[3].id) is None
+        assert (await subject.count("refused"), await subject.count("submitted")) == (2, 3)
+        await subject.claim_one()
+        assert taken(await subject.store.submit([subject.new(), subject.new()])) == [True, False]
+
+    async def test_delayed_jobs_count(self, make_subject: MakeSubject) -> None:
+        subject = await make_subject(1, Limits(max_depth=2))
+        jobs = [subject.new(delay_ms=1_000), subject.new(), subject.new(delay_ms=1_000)]
+        assert taken(await subject.store.submit(jobs)) == [True, True, False]
+        assert taken(await subject.store.submit([subject.new()])) == [False]
+
+    async def test_a_queue_may_have_its_own(self, make_subject: MakeSubject) -> None:
+        subject = await make_subject(1, Limits(max_depth=1, queue_max_depth=(("mail", 2), ("bulk", 0))))
+        for queue, expected in (("default", 1), ("mail", 2), ("bulk", 5)):
+            jobs = [subject.new(queue=queue) for _ in range(5)]
+            assert sum(taken(await subject.store.submit(jobs))) == expected
+
+    async def test_a_repeat_finds_its_job(self, make_subject: MakeSubject) -> None:
+        subject = await make_subject(1, Limits(max_depth=1))
+        job = subject.new()
+        assert taken(await subject.store.submit([job, job, subject.new()])) == [True, True, False]
+        assert taken(await subject.store.submit([job])) == [True]
+
+    async def test_what_comes_back_is_never_refused(self, make_subject: MakeSubject) -> None:
+        subject = await make_subject(1, Limits(max_depth=1))
+        failed, released = await subject.running(), await subject.running()
+        await subject.settle(failed, Verb.FAIL)
+        await subject.submit()
+        await subject.settle(released, Verb.RELEASE)
+        await subject.store.redrive([failed.job_id])
+        assert len(await subject.order()) == 3
+
+    async def test_each_partition_takes_its_part(self, make_subject: MakeSubject) -> None:
+        subject = await make_subject(2, Limits(max_depth=4))
+        jobs = [subject.new(home=number % 2) for number in range(8)]
+        assert taken(await subject.store.submit(jobs)) == [True] * 4 + [False] * 4
+
+
+async def test_memory_is_told(subject: Subject) -> None:
+    use = await subject.store.memory()
+    assert use.max_bytes == 0
+    assert not use.is_above(1)
+    assert MemoryUse(used_bytes=90, max_bytes=100).is_above(90)
+    assert not MemoryUse(used_bytes=89, max_bytes=100).is_above(90)
 
 
 class TestPurge:

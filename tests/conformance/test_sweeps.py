@@ -252,7 +252,7 @@ class TestPrune:
         for queue in ("default", "other"):
             found = [await subject.store.get(job_id) is not None for job_id in ids[queue]]
             assert found == [False, False, True, True, True]
-            assert await subject.count("pruned", queue) == 2
+            assert await subject.count("dropped", queue) == 2
         await subject.get(done)
         assert await subject.store.prune(0) == Pruned()
 

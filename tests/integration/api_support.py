@@ -51,6 +51,7 @@ async def client_of(app: Front, **headers: str) -> AsyncIterator[httpx.AsyncClie
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost:5000", headers=headers) as client:
         yield client
     await app.services.tasks.close()
+    await app.services.memory.close()
 
 
 def app_of(store: object, **options: Any) -> Front:

@@ -35,7 +35,7 @@ def create_app(store: Store, options: ApiOptions) -> Front:
         exception_handlers={Exception: _answer_error},
         logging_config=None,
         state=State({"services": services, "openapi": document_text()}),
-        on_shutdown=[services.tasks.close],
+        on_shutdown=[services.tasks.close, services.memory.close],
         # Bodies are read by our own reader, with its own limits.
         request_max_body_size=None,
     )

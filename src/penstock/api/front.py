@@ -75,7 +75,10 @@ class Front:
             except Exception as error:  # noqa: BLE001 - whatever happened, the client gets a problem
                 note_error(error, exchange)
                 if exchange.status == 0:
-                    await _send(problem_reply(from_exception(error), exchange), exchange, send)
+                    problem = from_exception(error)
+                    if hot is not None:
+                        self.services.metrics.refused(problem.kind.code)
+                    await _send(problem_reply(problem, exchange), exchange, send)
         except ClientGone:
             exchange.status = 499
         finally:

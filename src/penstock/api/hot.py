@@ -12,8 +12,10 @@ from penstock.api.exchange import Exchange, Reply
 from penstock.api.fields import Checker
 from penstock.api.problems import (
     BODY_TOO_LARGE,
+    QUEUE_FULL,
     RETRY_AFTER_SECONDS,
     STOPPING,
+    STORE_FULL,
     STORE_UNAVAILABLE,
     ApiError,
     ItemProblem,
@@ -76,6 +78,7 @@ class HotRoutes:
         self._refuse_when_stopping()
         exchange.job_id = job.id
         try:
+            await self._refuse_when_nearly_full()
             answer = (await services.store.submit([job]))[0]
             if isinstance(answer, Exception):
                 raise answer
@@ -122,6 +125,9 @@ class HotRoutes:
         items = await self._submit_all(texts, await self._submission(exchange))
         taken = sum(item.error is None for item in items)
         _refuse_when_nothing_was_taken(items, taken)
+        for item in items:
+            if item.error is not None:
+                services.metrics.refused(item.error.code)
         if _wants_ndjson(headers.get(b"accept"), media_type):
             return Reply(200, _encoder.encode_lines(items), content_type=NDJSON)
         answer = BatchAnswer(accepted=taken, rejected=len(items) - taken, items=items)
@@ -171,6 +177,7 @@ class HotRoutes:
         answers: Sequence[Submitted | Exception] = []
         try:
             if jobs:
+                await self._refuse_when_nearly_full()
                 answers = await services.store.submit(jobs)
                 services.note_submit(full=any(isinstance(answer, StoreFull) for answer in answers))
         except StoreError as error:
@@ -218,6 +225,11 @@ class HotRoutes:
                 raise invalid(*checker.errors)
         return int(wait_ms or 0)
 
+    async def _refuse_when_nearly_full(self) -> None:
+        """Leave the last of the memory to what was accepted: claims and results need some too."""
+        if await self._services.memory.is_near_limit():
+            raise StoreFull(f"the store uses over {self._limits.memory_percent} % of its memory")
+
     def _refuse_when_stopping(self) -> None:
         if self._services.stopping.is_set():
             raise ApiError(
@@ -247,9 +259,18 @@ def _not_tried(index: int, item: NewJob | ApiError) -> BatchItem:
 
 
 def _refuse_when_nothing_was_taken(items: Sequence[BatchItem], taken: int) -> None:
-    """Answer 503 when the store took nothing of what it was given, for clients that look at the status only."""
-    refused = [item.error for item in items if item.error is not None and item.error.status == 503]
-    if taken or not refused:
+    """Answer 503 or 429 when nothing was taken of what was given, for clients that look at the status only."""
+    errors = [item.error for item in items if item.error is not None]
+    refused = [error for error in errors if error.status == STORE_FULL.status]
+    if taken or not errors:
+        return
+    if not refused:
+        if all(error.code == QUEUE_FULL.code for error in errors):
+            raise ApiError(
+                QUEUE_FULL,
+                "Nothing was stored: the queues hold as many waiting jobs as they may.",
+                headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+            )
         return
     worst = max(refused, key=lambda problem: problem.code == STORE_UNAVAILABLE.code)
     if worst.code == STORE_UNAVAILABLE.code:

@@ -13,6 +13,7 @@ from penstock.core.errors import (
     InvalidRequest,
     KeyReused,
     PenstockError,
+    QueueFull,
     StoreFull,
     StoreMismatch,
     StoreUnavailable,
@@ -45,6 +46,7 @@ BODY_TOO_LARGE = Kind("body_too_large", 413, "The body is too large")
 UNSUPPORTED_MEDIA_TYPE = Kind("unsupported_media_type", 415, "The body has a content type that is not taken")
 HOST_NOT_ALLOWED = Kind("host_not_allowed", 421, "The Host is not a name of this machine")
 INVALID_REQUEST = Kind("invalid_request", 422, "Fields of the request are wrong")
+QUEUE_FULL = Kind("queue_full", 429, "The queue is full")
 INTERNAL_ERROR = Kind("internal_error", 500, "Something went wrong inside")
 STORE_UNAVAILABLE = Kind("store_unavailable", 503, "The store does not answer")
 STORE_FULL = Kind("store_full", 503, "The store is at its memory limit")
@@ -66,6 +68,7 @@ KINDS: tuple[Kind, ...] = (
     UNSUPPORTED_MEDIA_TYPE,
     HOST_NOT_ALLOWED,
     INVALID_REQUEST,
+    QUEUE_FULL,
     INTERNAL_ERROR,
     STORE_UNAVAILABLE,
     STORE_FULL,
@@ -196,6 +199,9 @@ def from_exception(error: BaseException, *, detail: str = "") -> ApiError:
             problem = invalid(field_error("Idempotency-Key", "key_reused", detail))
             problem.extra["job_id"] = error.job_id
             return problem
+        case QueueFull():
+            detail = f"The queue {error.queue!r} holds as many waiting jobs as it may; this one was not stored."
+            return ApiError(QUEUE_FULL, detail, headers=retry)
         case StoreFull():
             return ApiError(STORE_FULL, "Nothing was stored; try again once there is room.", headers=retry)
         case StoreMismatch():

@@ -20,6 +20,11 @@ from penstock.store.protocol import Store
 _TASKS_FRESH_MS = 1_000
 #: One older than this is not used before it was asked for again, in ms.
 _TASKS_STALE_MS = 5_000
+#: What is known of the store's memory is used for so long, in ms, and while it is asked for anew for so long.
+_MEMORY_FRESH_MS = 1_000
+_MEMORY_STALE_MS = 5_000
+_MEMORY_PATIENCE_S = 0.5
+_WHOLE = 100
 #: How long a refusal for want of memory makes the API not ready, in ms.
 _FULL_MS = 10_000
 
@@ -87,6 +92,48 @@ class TaskCache:
             await asyncio.gather(self._asking, return_exceptions=True)
 
 
+class MemoryGuard:
+    """Tell whether the store is near its memory limit; asks at most once a second, however many submits come."""
+
+    def __init__(self, store: Store, clock: Callable[[], int], percent: int) -> None:
+        self._store = store
+        self._clock = clock
+        self._percent = percent
+        self._near = False
+        self._asked_ms = -_MEMORY_STALE_MS
+        self._asking: asyncio.Task[None] | None = None
+
+    async def is_near_limit(self) -> bool:
+        """Return what held at most 5 s ago; false when the store does not say: its own refusal still stands."""
+        if self._percent >= _WHOLE:
+            return False
+        age_ms = self._clock() - self._asked_ms
+        if 0 <= age_ms < _MEMORY_FRESH_MS:
+            return self._near
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+        if self._near or not 0 <= age_ms < _MEMORY_STALE_MS:
+            # Where the last answer was bad, news of room must not wait for the next submit. A store that hangs must not
+            # make the submit wait twice.
+            await asyncio.wait({self._asking}, timeout=_MEMORY_PATIENCE_S)
+        return self._near
+
+    async def _ask(self) -> None:
+        try:
+            self._near = (await self._store.memory()).is_above(self._percent)
+        except StoreError:
+            self._near = False
+        finally:
+            self._asked_ms = self._clock()
+            self._asking = None
+
+    async def close(self) -> None:
+        """End a question in flight."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+
+
 class Services:
     """Hold what all routes share; made once, in ``create_app``."""
 
@@ -96,6 +143,7 @@ class Services:
         self.clock = clock
         self.next_id = IdMaker()
         self.tasks = TaskCache(store, clock)
+        self.memory = MemoryGuard(store, clock, options.limits.memory_percent)
         self.parser = SubmissionParser()
         self.metrics = HttpMetrics()
         self.stopping = asyncio.Event()

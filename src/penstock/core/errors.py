@@ -10,6 +10,7 @@
     ├── StoreError
     │   ├── StoreUnavailable    no answer, or the server says "not now"; the call may or may not have happened
     │   ├── StoreFull           the server is at its memory limit; nothing was written
+    │   ├── QueueFull           the queue holds as many jobs as it may; this job was not taken
     │   └── StoreMismatch       the data belongs to another format or number of partitions
     └── TaskError               a task is defined wrongly (two of one name, unusable signature)
 """
@@ -77,6 +78,14 @@ class StoreUnavailable(StoreError):
 
 class StoreFull(StoreError):
     """Say that the store is at its memory limit and refused to write."""
+
+
+class QueueFull(StoreError):
+    """Say that a queue holds as many waiting jobs as it may, and that this job was not taken."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(f"the queue {queue!r} holds as many waiting jobs as it may")
+        self.queue = queue
 
 
 class StoreMismatch(StoreError):

@@ -331,6 +331,17 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool = False
 
 
+class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
+    """Say how much memory the store uses; ``max_bytes`` 0 means that it has no limit."""
+
+    used_bytes: int
+    max_bytes: int
+
+    def is_above(self, percent: int) -> bool:
+        """Tell whether it uses at least this part of its limit."""
+        return 0 < self.max_bytes * percent <= self.used_bytes * 100
+
+
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Choose jobs to list; None and empty mean any. Times are Unix ms of creation."""
 

@@ -24,7 +24,12 @@ MAX_ATTEMPTS = 1_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bound what users may send and what is kept. Sizes in bytes, times in ms."""
+    """Bound what users may send and what is kept. Sizes in bytes, times in ms.
+
+    ``max_depth`` bounds the jobs that wait in a queue, queued and delayed ones; 0 is no bound. ``queue_max_depth`` says
+    it for single queues. Above ``memory_percent`` of the server's memory limit the API takes no submits; 100 leaves it
+    to the server.
+    """
 
     payload_bytes: int = MIB
     result_bytes: int = MIB
@@ -39,6 +44,14 @@ class Limits:
     max_lost: int = 3
     unknown_task_ms: int = DAY_MS
     idempotency_ms: int = DAY_MS
+    max_depth: int = 0
+    queue_max_depth: tuple[tuple[str, int], ...] = ()
+    memory_percent: int = 90
+
+    def depth_bound(self, queue: str, partitions: int) -> int | None:
+        """Return how many jobs may wait in each partition of a queue; None without a bound."""
+        bound = next((depth for name, depth in self.queue_max_depth if name == queue), self.max_depth)
+        return max(1, bound // partitions) if bound else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

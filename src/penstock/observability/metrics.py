@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from penstock.core.job import QueueInfo
+from penstock.core.job import MemoryUse, QueueInfo
 from penstock.core.states import Priority, State
 
 #: Both Prometheus and OpenMetrics scrapers read this format.
@@ -42,7 +42,8 @@ JOB_COUNTERS: Mapping[str, Declared] = {
         "redriven": "Jobs queued again by hand.",
         "deferred": "Times that a job was put off because no worker knew its task.",
         "pruned": "Finished jobs removed after their retention.",
-        "dropped": "Finished jobs removed early because there were too many.",
+        "dropped": "Finished jobs and dead letters removed early because there were too many.",
+        "refused": "Jobs refused because their queue held `max_depth` waiting jobs.",
     }.items()
 }
 QUEUE_DEPTH = Declared("penstock_queue_depth", "gauge", ("queue", "priority"), "Jobs that wait to be claimed.")
@@ -69,6 +70,19 @@ HTTP_DURATION = Declared(
     "Time to answer a request; waiting for a job (`wait`) is part of it.",
 )
 
+STORE_MEMORY = Declared("penstock_store_memory_bytes", "gauge", (), "Memory that the Redis server uses.")
+STORE_MEMORY_LIMIT = Declared(
+    "penstock_store_memory_limit_bytes", "gauge", (), "Its `maxmemory`; 0 means that it has none."
+)
+SUBMITS_REFUSED = Declared(
+    "penstock_submits_refused_total",
+    "counter",
+    ("code",),
+    "Submits refused by a limit in this process: requests, and single jobs of a batch of which others were taken.",
+)
+#: The codes of problems that are limits: of the queue, of the store's memory, of sizes and counts.
+REFUSALS = ("queue_full", "store_full", "body_too_large")
+
 METRICS: tuple[Declared, ...] = (
     *JOB_COUNTERS.values(),
     QUEUE_DEPTH,
@@ -78,10 +92,13 @@ METRICS: tuple[Declared, ...] = (
     DEAD_LETTERS,
     WORKERS,
     STORE_UP,
+    STORE_MEMORY,
+    STORE_MEMORY_LIMIT,
     BUILD_INFO,
     HTTP_REQUESTS,
     SUBMITS_REPLAYED,
     HTTP_DURATION,
+    SUBMITS_REFUSED,
 )
 
 _DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
@@ -94,6 +111,7 @@ class StoreSnapshot:
     counters: Mapping[tuple[str, str], int]
     queues: Sequence[QueueInfo]
     workers: int
+    memory: MemoryUse
 
 
 class HttpMetrics:
@@ -112,8 +130,16 @@ class HttpMetrics:
             buckets=_DURATION_BUCKETS,
             registry=self.registry,
         )
+        refused = Counter(SUBMITS_REFUSED.name, SUBMITS_REFUSED.help, SUBMITS_REFUSED.labels, registry=self.registry)
+        # There from the start: a rate misses the start of one that appears late.
+        self._refused = {code: refused.labels(code) for code in REFUSALS}
         # Finding a child by its labels costs more than counting in it.
         self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def refused(self, code: str) -> None:
+        """Count a submit that got a problem, if a limit was the reason."""
+        if code in self._refused:
+            self._refused[code].inc()
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one answered request; ``method`` and ``route`` must come from small closed sets."""
@@ -141,6 +167,8 @@ class _StoreCollector(Collector):
         snapshot = self._snapshot
         if snapshot is None:
             return
+        yield _gauge(STORE_MEMORY, [((), snapshot.memory.used_bytes)])
+        yield _gauge(STORE_MEMORY_LIMIT, [((), snapshot.memory.max_bytes)])
         yield _gauge(WORKERS, [((), snapshot.workers)])
         queues = snapshot.queues
         names = {queue.name for queue in queues} | {queue for _, queue in snapshot.counters if queue}

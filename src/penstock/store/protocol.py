@@ -24,6 +24,7 @@ from penstock.core.job import (
     Extension,
     JobFilter,
     JobRecord,
+    MemoryUse,
     NewJob,
     Page,
     Promoted,
@@ -54,7 +55,9 @@ class JobStore(Protocol):
         With an idempotency key that was used within its time: the same fingerprint answers as the first time
         (``replayed``), another one is ``KeyReused``; nothing is created. A key whose job was never created (its
         submitter died in between) creates it now, under the id of the first time.
-        An item's exception stands in its place in the list.
+        An item's exception stands in its place in the list: ``QueueFull`` when the queue holds ``max_depth`` waiting
+        jobs, queued and delayed ones (of each partition its even part). What redrives, retries and releases bring back
+        is never refused.
         """
 
     async def claim(self, partition: int, request: ClaimRequest) -> Claimed:
@@ -171,6 +174,9 @@ class JobReader(Protocol):
     async def ping(self) -> None:
         """Return when the store answers."""
 
+    async def memory(self) -> MemoryUse:
+        """Return how much memory the server uses, and may."""
+
     async def get(self, job_id: JobId) -> JobRecord | None:
         """Return a job with input and result."""
 
@@ -190,7 +196,7 @@ class JobReader(Protocol):
 
     async def counters(self) -> Mapping[tuple[str, str], int]:
         """Return ever-growing counts by (name, queue): submitted, started, completed, failed, retried,
-        cancelled, expired, lost, poisoned, redriven, deferred, pruned, dropped.
+        cancelled, expired, lost, poisoned, redriven, deferred, pruned, dropped, refused.
         """
 
     async def tasks(self) -> dict[str, TaskInfo]:

@@ -15,6 +15,7 @@ from penstock.api.routes.common import PROBLEMS, AnyRequest, query_of, services_
 from penstock.api.services import Services
 from penstock.api.views import Health
 from penstock.core.errors import StoreError
+from penstock.core.job import MemoryUse
 from penstock.observability import metrics
 
 T = TypeVar("T")
@@ -125,7 +126,17 @@ async def get_metrics(request: AnyRequest) -> Response[bytes]:
     return Response(text, media_type=metrics.CONTENT_TYPE)
 
 
+async def _memory(services: Services) -> MemoryUse:
+    """Return zeros where the server forbids INFO; one that is down makes the other questions fail."""
+    try:
+        return await services.store.memory()
+    except StoreError:
+        return MemoryUse(used_bytes=0, max_bytes=0)
+
+
 async def _snapshot(services: Services) -> metrics.StoreSnapshot:
     store = services.store
-    counters, queues, workers = await asyncio.gather(store.counters(), store.queues(), store.workers())
-    return metrics.StoreSnapshot(counters=counters, queues=queues, workers=len(workers))
+    counters, queues, workers, memory = await asyncio.gather(
+        store.counters(), store.queues(), store.workers(), _memory(services)
+    )
+    return metrics.StoreSnapshot(counters=counters, queues=queues, workers=len(workers), memory=memory)

@@ -11,7 +11,7 @@ local limit, dead_cap, finished_cap = tonumber(ARGV[1]), tonumber(ARGV[2]), tonu
 
 local finished_before = tonumber(redis.call('HGET', K.gauges, 'finished:') or 0) or 0
 
-local function remove_one(id, index_key)
+local function remove_one(id, index_key, counted_as)
   local job = load(id, {'status', 'queue'})
   if PLACES[job.status] ~= 'final' then
     redis.call('ZREM', index_key, id)
@@ -19,19 +19,19 @@ local function remove_one(id, index_key)
   end
   leave(id, job, job.status)
   remove_job(id)
-  add(counts, 'pruned', job.queue, 1)
+  add(counts, counted_as, job.queue, 1)
   return 1
 end
 
 -- A damaged job must not stop the sweep; the auditor names it.
 local function remove(id, index_key)
-  local ok, removed = pcall(remove_one, id, index_key)
+  local ok, removed = pcall(remove_one, id, index_key, 'dropped')
   return ok and removed or 0
 end
 
 local aged, capped = 0, 0
 sweep(K.expire, limit, function(id)
-  aged = aged + remove_one(id, K.expire)
+  aged = aged + remove_one(id, K.expire, 'pruned')
 end)
 
 -- One ZCARD a queue; of very many queues a random share each time, so that a call stays short.

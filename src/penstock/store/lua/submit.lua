@@ -1,12 +1,34 @@
 -- submit: create jobs, each unless its id already stands.
--- Guarantee: repeating a submit by id, or by an idempotency key, changes nothing; a refused item leaves nothing.
+-- Guarantee: repeating a submit by id, or by an idempotency key, changes nothing and answers with the standing job, also when the
+--   queue is full; a refused item leaves nothing but its queue's name.
 -- KEYS: meta (hash), canary (none)
--- ARGV: items (msgpack: [id, task, type, queue, priority, input, options, run_at, delay, expires_at, expires_in, retention, idempotency digest, fingerprint, keep_ms]...)
--- Returns: per item [created|exists|replayed, id, status, created ms, due ms or '', expires ms or ''], [reused|reserved, id] or [error, text]
+-- ARGV: items (msgpack: [id, task, type, queue, priority, input, options, run_at, delay, expires_at, expires_in, retention, idempotency digest, fingerprint, keep_ms]...), bounds (msgpack: {queue: most waiting jobs})
+-- Returns: per item [created|exists|replayed, id, status, created ms, due ms or '', expires ms or ''], [full], [reused|reserved, id] or [error, text]
 -- Transitions: none -submit-> queued, none -schedule-> scheduled
 -- Flags: none (refused when out of memory)
 -- Uses: time, job, place_names, place, once
-local items = cmsgpack.unpack(ARGV[1])
+local items, bounds = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
+-- How many jobs wait in each queue that has a bound, those of this call included.
+local waiting = {}
+
+local function is_full(queue)
+  if not bounds[queue] then
+    return false
+  end
+  if not waiting[queue] then
+    local members = {}
+    for index = 1, #PRIORITIES do
+      members[index] = queue .. ':' .. PRIORITIES[index]
+    end
+    local depths = redis.call('ZMSCORE', K.ready, unpack(members))
+    local delayed = redis.call('HGET', K.gauges, 'delayed:' .. queue)
+    waiting[queue] = tonumber(delayed or 0) or 0
+    for index = 1, #members do
+      waiting[queue] = waiting[queue] + tonumber(depths[index] or 0)
+    end
+  end
+  return waiting[queue] >= bounds[queue]
+end
 
 -- The id whose keys are being written.
 local begun
@@ -26,6 +48,10 @@ local function submit_one(item)
       error('the job that stands under this id is damaged')
     end
     return {'exists', id, standing.status, standing.created, PLACES[standing.status] == 'delayed' and standing.due or '', standing.expires or ''}
+  end
+  if is_full(queue) then
+    add(counts, 'refused', queue, 1)
+    return {'full'}
   end
   local due = item[8] or (item[9] and now + item[9])
   local expires = item[10] or (item[11] and now + item[11]) or nil
@@ -57,6 +83,9 @@ local function submit_one(item)
   redis.call('HSET', K.job(id), unpack(fields))
   enter(id, job, job.status, at)
   add(counts, 'submitted', queue, 1)
+  if waiting[queue] then
+    waiting[queue] = waiting[queue] + 1
+  end
   return {'created', id, job.status, now, due or '', expires or ''}
 end
 
@@ -71,7 +100,9 @@ local function submit_once(item)
     return replay(record, item[14])
   end
   local answer = submit_one(item)
-  remember(digest, now + item[15], item[14], item[1], in_short(answer))
+  if answer[1] ~= 'full' then
+    remember(digest, now + item[15], item[14], item[1], in_short(answer))
+  end
   return answer
 end
 

@@ -185,6 +185,10 @@ class Partition:
         """Tell whether a queue holds a job at any priority."""
         return any(self.queues[queue, priority] for priority in Priority)
 
+    def waiting(self, queue: str) -> int:
+        """Count a queue's jobs that are queued or delayed."""
+        return sum(len(self.queues[queue, priority]) for priority in Priority) + self.gauge(self.delayed, queue)
+
     def is_claimable(self, queue: str) -> bool:
         """Tell whether a queue holds a job that a claim may hand out."""
         return queue not in self.paused and self.holds_work(queue)

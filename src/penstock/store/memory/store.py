@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from penstock.core.errors import KeyReused, StoreUnavailable
+from penstock.core.errors import KeyReused, QueueFull, StoreUnavailable
 from penstock.core.ids import JobId, Token, WorkerName, home_of_digest, partition_of
 from penstock.core.job import (
     ChangeCode,
@@ -19,6 +19,7 @@ from penstock.core.job import (
     Extension,
     JobFilter,
     JobRecord,
+    MemoryUse,
     NewJob,
     Page,
     Promoted,
@@ -166,6 +167,11 @@ class MemoryStore:
         """Return."""
         self._check_open()
 
+    async def memory(self) -> MemoryUse:
+        """Return no limit."""
+        self._check_open()
+        return MemoryUse(used_bytes=0, max_bytes=0)
+
     async def get(self, job_id: JobId) -> JobRecord | None:
         """Return a job."""
         found = self._find(job_id)
@@ -244,7 +250,7 @@ class MemoryStore:
     def _guarded(self, one: Callable[[_Item], _Answer], item: _Item) -> _Answer | Exception:
         try:
             return one(item)
-        except (UnicodeDecodeError, KeyReused) as error:
+        except (UnicodeDecodeError, KeyReused, QueueFull) as error:
             return error
 
     def _find(self, job_id: JobId) -> tuple[Partition, StoredJob] | None:
@@ -277,6 +283,10 @@ class MemoryStore:
         found = self._find(new.id)
         if found:
             return _submitted(found[1], created=False)
+        bound = self.limits.depth_bound(new.queue, self.partitions)
+        if bound is not None and part.waiting(new.queue) >= bound:
+            part.counters["refused", new.queue] += 1
+            raise QueueFull(new.queue)
         now_ms = self._now()
         job = StoredJob(
             id=new.id,

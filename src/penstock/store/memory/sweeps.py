@@ -50,14 +50,14 @@ def prune(partition: Partition, limit: int, *, dead_cap: int, finished_cap: int,
     """Remove final jobs past their retention, then the oldest above the caps."""
     partition.once = {key: kept for key, kept in partition.once.items() if kept[1] > now_ms}
     aged = partition.expire.up_to(now_ms, limit)
-    _remove(partition, aged)
+    _remove(partition, aged, "pruned")
     dead: list[JobId] = []
     for queue in sorted(partition.known_queues):
         index = partition.final[State.FAILED, queue]
         dead += index.slice(0, min(max(0, len(index) - dead_cap), limit - len(dead)))
-    _remove(partition, dead)
+    _remove(partition, dead, "dropped")
     finished = partition.finished.slice(0, min(max(0, len(partition.finished) - finished_cap), limit))
-    _remove(partition, finished)
+    _remove(partition, finished, "dropped")
     return Pruned(expired=len(aged), capped=len(dead) + len(finished))
 
 
@@ -74,8 +74,8 @@ def purge(partition: Partition, queue: str, up_to: int | None, limit: int, now_m
     return Purged(cancelled=len(chosen), up_to=last, more=len(chosen) == limit > 0)
 
 
-def _remove(partition: Partition, ids: list[JobId]) -> None:
+def _remove(partition: Partition, ids: list[JobId], counted_as: str) -> None:
     for job_id in ids:
         job = partition.jobs[job_id]
-        partition.counters["pruned", job.queue] += 1
+        partition.counters[counted_as, job.queue] += 1
         partition.remove(job)

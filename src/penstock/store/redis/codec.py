@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.core.errors import KeyReused, StoreError
+from penstock.core.errors import KeyReused, QueueFull, StoreError
 from penstock.core.ids import JobId, Token
 from penstock.core.job import (
     Attempt,
@@ -68,8 +68,10 @@ def new_job_item(job: NewJob) -> list[str | int | None]:
     ]
 
 
-def submitted(answer: Sequence[Any]) -> Submitted | Exception:
-    """Read the submit script's answer to one item, or that of reserve where it replays."""
+def submitted(answer: Sequence[Any], queue: str = "") -> Submitted | Exception:
+    """Read the submit script's answer to one item for a queue, or that of reserve where it replays."""
+    if answer[0] == b"full":
+        return QueueFull(queue)
     if answer[0] == b"error":
         return ItemError(answer[1].decode(errors="replace"))
     if answer[0] == b"reused":

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from penstock.core.errors import KeyReused, StoreError
+from penstock.core.errors import KeyReused, QueueFull, StoreError
 from penstock.core.ids import JobId, WorkerName, home_of_digest, partition_of
 from penstock.core.job import (
     Changed,
@@ -56,6 +56,7 @@ REAP_GRACE_MS = 15_000
 WORKER_LIVE_MS = 60_000
 TASK_KEPT_MS = DAY_MS
 _ITEM_BYTES = 300
+_NO_BOUNDS = pack({})
 
 
 class RedisJobs:
@@ -102,10 +103,20 @@ class RedisJobs:
             packed, answers = _pack_items(jobs, new_job_item)
             if packed is None:
                 return [answers[index] for index in range(len(jobs))]
-            replies = iter(await self._connection.script("submit", partition, packed))
-            return [answers[index] if index in answers else submitted(next(replies)) for index in range(len(jobs))]
+            replies = iter(await self._connection.script("submit", partition, packed, self._depth_bounds(jobs)))
+            return [
+                answers[index] if index in answers else submitted(next(replies), job.queue)
+                for index, job in enumerate(jobs)
+            ]
 
         return call
+
+    def _depth_bounds(self, jobs: Sequence[NewJob]) -> bytes:
+        limits = self._connection.options.limits
+        if not limits.max_depth and not limits.queue_max_depth:
+            return _NO_BOUNDS
+        bounds = {queue: limits.depth_bound(queue, self.partitions) for queue in {job.queue for job in jobs}}
+        return pack({queue: bound for queue, bound in bounds.items() if bound is not None})
 
     async def submit(self, jobs: Sequence[NewJob]) -> list[Submitted | Exception]:
         """See ``JobStore.submit``. Callers at the same moment share a script call.
@@ -403,7 +414,7 @@ def _raise_store_errors(answers: Sequence[Any]) -> list[Any]:
     """Raise when the whole call failed; errors of single items stay in their places."""
     for answer in answers:
         if isinstance(answer, Exception) and not isinstance(
-            answer, ItemError | KeyReused | UnicodeError | OverflowError
+            answer, ItemError | KeyReused | QueueFull | UnicodeError | OverflowError
         ):
             raise answer
     return list(answers)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from penstock.core.ids import JobId, partition_of
-from penstock.core.job import JobFilter, JobRecord, Page, QueueInfo, TaskInfo, WorkerInfo
+from penstock.core.job import JobFilter, JobRecord, MemoryUse, Page, QueueInfo, TaskInfo, WorkerInfo
 from penstock.core.states import FINAL_STATES, Priority, State
 from penstock.store.redis.codec import job_record
 from penstock.store.redis.connection import Connection
@@ -69,6 +69,14 @@ class RedisReader:
     async def ping(self) -> None:
         """See ``JobReader.ping``."""
         await self._connection.command("PING")
+
+    async def memory(self) -> MemoryUse:
+        """See ``JobReader.memory``."""
+        answer = await self._connection.command("INFO", "memory")
+        if not isinstance(answer, dict):
+            lines = (line.partition(b":") for line in answer.splitlines() if b":" in line)
+            answer = {name.decode(): value for name, _, value in lines}
+        return MemoryUse(used_bytes=int(answer.get("used_memory", 0)), max_bytes=int(answer.get("maxmemory", 0)))
 
     async def get(self, job_id: JobId) -> JobRecord | None:
         """See ``JobReader.get``."""
