@@ -128,11 +128,15 @@ local function next_seq(block)
   return seq_next - 1
 end
 
--- A damaged set of paused queues stops nothing.
-local paused = {}
+-- Few queues are paused at a time: one read serves a claim of many queues. A damaged set stops nothing.
+local paused
 local function is_paused(queue)
-  if paused[queue] == nil then
-    paused[queue] = redis.pcall('SISMEMBER', K.paused, queue) == 1
+  if not paused then
+    paused = {}
+    local names = redis.pcall('SMEMBERS', K.paused)
+    for _, name in ipairs(names.err and {} or names) do
+      paused[name] = true
+    end
   end
   return paused[queue]
 end
