@@ -283,8 +283,6 @@ class SideBySide(RuleBasedStateMachine):
             assert all(isinstance(answer, Submitted | KeyReused | QueueFull) for answer in answers)
             # Two errors of one kind are not equal.
             return [answer if isinstance(answer, Submitted) else repr(answer) for answer in answers]
-                repr(item) if isinstance(item, KeyReused | QueueFull) else item for item in await store.submit(jobs)
-            ]  # type: ignore[misc]
 
         self.both("submit", step)
         self.taken["submit with an idempotency key"] += any(job.idempotency is not None for job in jobs)
