@@ -1,6 +1,6 @@
 # Works with GNU make 3.81 (macOS) and newer. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check format lock mutants test-containers wheel clean
+.PHONY: help run demo test check format lock mutants chaos test-containers wheel clean
 
 PY := .venv/bin/python
 CODE := $(wildcard src tests scripts examples benchmarks)
@@ -53,6 +53,10 @@ lock:  ## Pin the requirements anew from pyproject.toml and the .in files
 mutants:  ## Check that the tests notice when a piece of a Lua script is taken out
 	@scripts/bootstrap.sh dev
 	$(PY) scripts/mutants.py
+
+chaos:  ## Break a running system at random for a quarter of an hour and count the jobs (CHAOS_SECONDS, CHAOS_SEED)
+	@scripts/bootstrap.sh dev
+	$(PY) -m tests.chaos.run
 
 test-containers:  ## Build the image and run the Compose file for real
 	scripts/test_containers.sh
