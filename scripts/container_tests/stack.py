@@ -129,14 +129,20 @@ class Stack:
         return run_any("docker", "exec", container, "penstock", "health", "--worker")
 
     def signal_worker(self, container: str, number: signal.Signals) -> None:
-        """Send a signal to the worker's process from inside its container, where it is not process 1."""
+        """Send a signal to the worker's processes from inside its container, where none of them is process 1.
+
+        To all of them: a supervisor and its processes each keep the leases alone while the other is frozen.
+        """
         program = (
             "import os, pathlib\n"
+            "found = 0\n"
             "for path in pathlib.Path('/proc').glob('[0-9]*/cmdline'):\n"
-            "    words = path.read_bytes().split(b'\\0')\n"
-            "    if words[1:3] == [b'/opt/penstock/bin/penstock', b'worker']:\n"
-            f"        os.kill(int(path.parent.name), {number.value})\n"
-            "        print('done')\n"
+            "    words, pid = path.read_bytes().split(b'\\0'), int(path.parent.name)\n"
+            "    is_ours = any(b'penstock' in word for word in words) and b'health' not in words\n"
+            "    if is_ours and pid not in (1, os.getpid()):\n"
+            f"        os.kill(pid, {number.value})\n"
+            "        found += 1\n"
+            "print('done' if found >= 2 else found)\n"
         )
         printed = run("docker", "exec", container, "python", "-c", program)
         expect(printed == "done", f"no worker process found in {container}: {printed}")

@@ -55,6 +55,15 @@ class TestStrayEntries:
         assert (claimed.jobs, claimed.remaining) == ((), False)
         assert not await damage.holds(job_id, "queue", "default", "normal")
 
+    async def test_in_a_queue_that_is_purged(self, subject: Subject, exists: bool) -> None:
+        job_id = await self.stray(subject, exists)
+        damage = Damage(subject)
+        await damage.add(job_id, 0, "queue", "default", "normal")
+        assert (await subject.store.purge(0, "default")).cancelled == 0
+        assert not await damage.holds(job_id, "queue", "default", "normal")
+        if exists:
+            assert await subject.state(job_id) is State.RUNNING
+
     async def test_in_delayed(self, subject: Subject, exists: bool) -> None:
         job_id = await self.stray(subject, exists)
         damage = Damage(subject)

@@ -146,6 +146,21 @@ async def test_an_answer_lost_before_it_was_remembered_is_found_by_the_id(make_s
     assert await subject.count("submitted") == 1
 
 
+async def test_a_late_answer_takes_no_key_from_another(make_subject: MakeSubject) -> None:
+    subject = await make_subject(2)
+    if not isinstance(subject.store, RedisStore):
+        pytest.skip("in memory nothing can stop in between")
+    late, job = subject.new(home=0), subject.new(home=0)
+    script = subject.store.connection.script
+    await script("reserve", 1, pack([[KEY, "aa", 1_000, late.id]]))
+    await subject.advance(1_000)
+    await script("reserve", 1, pack([[KEY, "aa", KEEP_MS, job.id]]))
+    await script("confirm", 1, pack([[KEY, late.id, "", "", "", ""]]))
+    (answer,) = await subject.store.submit([subject.new(home=0, idempotency=once())])
+    assert isinstance(answer, Submitted)
+    assert answer.id == job.id
+
+
 async def test_keys_go_from_memory(subject: Subject) -> None:
     await subject.store.submit([subject.new(idempotency=once(keep_ms=1_000))])
     if isinstance(subject.store, RedisStore):
