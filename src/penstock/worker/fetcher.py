@@ -141,7 +141,9 @@ class Fetcher:
         self._local = asyncio.get_running_loop().create_future()
         await self._announce()
         await self._promote_due()
-        if not await self._claim_all() and not self._stopping:
+        more = await self._claim_all()
+        await self._announce()
+        if not more and not self._stopping:
             await self._wait()
 
     async def _claim_all(self) -> bool:

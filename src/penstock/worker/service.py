@@ -76,6 +76,7 @@ class Worker:
         self._pool = ProcessPool(options.pool_processes)
         self._started_at_ms = time.time_ns() // 1_000_000
         self._announced_s: float | None = None
+        self._told_of_claim = False
         self._store: Store
         self._slots: Slots
         self._settler: Settler
@@ -247,9 +248,17 @@ class Worker:
 
     async def _announce(self) -> None:
         now = time.monotonic()
-        if self._announced_s is not None and (now - self._announced_s) * 1000 < self.options.announce_ms:
+        # The first claim is told at once: until then a health check cannot call this worker well.
+        has_news = self._fetcher.last_claim_at_ms is not None and not self._told_of_claim
+        if (
+            not has_news
+            and self._announced_s is not None
+            and (now - self._announced_s) * 1000 < self.options.announce_ms
+        ):
             return
+        has_claimed = self._fetcher.last_claim_at_ms is not None
         await self._store.announce(self._info(), self._registry.infos())
+        self._told_of_claim = has_claimed
         if self._announced_s is None:
             self.started.set()
             self._warn_of_unserved_queues()
