@@ -13,9 +13,9 @@ WORKDIR /build
 # The libraries come first: they change less often than the project, and their layer is then built once. The build backend goes
 # into the Python of this stage and stays here; pip fills the empty environment from outside, so neither is in the image twice.
 COPY requirements.txt requirements-build.txt ./
-RUN python3 -m pip install --quiet --require-hashes --only-binary :all: -r requirements-build.txt \
+RUN python3 -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r requirements-build.txt \
  && python3 -m venv --without-pip /opt/penstock \
- && python3 -m pip --python /opt/penstock/bin/python install --quiet --require-hashes --only-binary :all: -r requirements.txt
+ && python3 -m pip --python /opt/penstock/bin/python install --quiet --no-deps --require-hashes --only-binary :all: -r requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
 RUN python3 -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir wheels . \

@@ -73,8 +73,9 @@ install_project() {
   for file in "$@"; do
     files="$files -r $file"
   done
+  # --no-deps: the files name everything, and pip before 23.3 looks past a pin for what a package asks for with extras.
   # shellcheck disable=SC2086  # the names are ours and hold no spaces
-  pip_install --require-hashes $files || fail "pip could not install the pinned libraries (see above)"
+  pip_install --no-deps --require-hashes $files || fail "pip could not install the pinned libraries (see above)"
   pip_install --no-deps --no-build-isolation --editable . || fail "pip could not install the project (see above)"
   wanted "$@" >"$venv/$stamp"
 }
