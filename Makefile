@@ -7,6 +7,8 @@ CODE := $(wildcard src tests scripts examples benchmarks)
 FLOORS := $(wildcard tests/unit tests/conformance tests/property tests/integration tests/e2e)
 # Processes that run the tests; 0 runs them in one.
 TEST_PROCESSES ?= 2
+# How often a test that failed is tried again; 0 finds those that fail now and then.
+TEST_RERUNS ?= 1
 # Further arguments for pytest: make test PYTEST_ARGS='-k submit'
 PYTEST_ARGS ?=
 # LOCK_FLAGS=--upgrade takes the newest releases, LOCK_FLAGS='--upgrade-package redis' one.
@@ -25,7 +27,7 @@ demo:  ## Submit jobs that succeed, recover and fail to a running instance, and 
 	@scripts/bootstrap.sh run && exec .venv/bin/penstock demo
 
 test: check  ## Everything: checks, tests with a coverage floor, the built wheel
-	$(PY) -m pytest -n $(TEST_PROCESSES) --cov --cov-report=term $(PYTEST_ARGS) $(FLOORS)
+	$(PY) -m pytest -n $(TEST_PROCESSES) --reruns $(TEST_RERUNS) --cov --cov-report=term $(PYTEST_ARGS) $(FLOORS)
 	@$(MAKE) --no-print-directory wheel
 	$(PY) scripts/wheel_smoke.py dist/*.whl
 
