@@ -150,6 +150,11 @@ class Connection:
             yield
         except (redis.exceptions.RedisError, redis.exceptions.RedisClusterException, OSError, TimeoutError) as error:
             raise map_error(error) from error
+        except (AttributeError, RuntimeError) as error:
+            # The client library writes in steps; one that meets a connection that `close` took away fails so.
+            if not self._closed:
+                raise
+            raise StoreUnavailable("the store was closed") from error
 
     async def command(self, *arguments: str | bytes | int) -> Any:
         """Run one plain command."""
