@@ -216,3 +216,15 @@ def test_a_folder_that_holds_other_things_keeps_its_mode(tmp_path: Path) -> None
     prepare_folder(folder)
     assert folder.stat().st_mode & 0o777 == 0o755
     assert sorted(path.name for path in folder.iterdir()) == ["notes"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the loader of other systems takes no LD_PRELOAD")
+def test_the_server_gets_the_systems_jemalloc_unless_something_else_is_loaded_first(tmp_path: Path) -> None:
+    plain = {"HOME": "/home/someone"}
+    assert valkey.server_environment(plain, tmp_path) == plain
+    library = tmp_path / "lib" / "x86_64-linux-gnu" / "libjemalloc.so.2"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    assert valkey.server_environment(plain, tmp_path) == {**plain, "LD_PRELOAD": str(library)}
+    chosen = {"LD_PRELOAD": "other.so"}
+    assert valkey.server_environment(chosen, tmp_path) == chosen
