@@ -51,6 +51,7 @@ lock:  ## Pin the requirements anew from pyproject.toml and the .in files
 	$(COMPILE) requirements-build.in -c requirements.txt -o requirements-build.txt
 	$(COMPILE) requirements-embedded.in -c requirements.txt -o requirements-embedded.txt
 	$(COMPILE) pyproject.toml requirements-dev.in -c requirements-embedded.txt -o requirements-dev.txt
+	@for peer in benchmarks/peers/requirements/*.in; do $(COMPILE) $$peer -o $${peer%.in}.txt || exit 1; done
 
 mutants:  ## Check that the tests notice when a piece of a Lua script is taken out
 	@scripts/bootstrap.sh dev

