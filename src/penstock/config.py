@@ -181,6 +181,14 @@ def _url(*schemes: str) -> Callable[[str], str]:
     return parse
 
 
+def _redis_url(value: str) -> str:
+    # Imported late: commands that only speak HTTP need no store.
+    from penstock.store.address import parse_address
+
+    parse_address(value)
+    return value.rstrip("/")
+
+
 _DAY_S = 86_400
 _YEAR_MS = 366 * _DAY_S * 1000
 
@@ -213,8 +221,9 @@ class Settings:
         shown="loopback names; any with keys",
     )  # fmt: skip
     redis_url: str | None = _setting(
-        "PENSTOCK_REDIS_URL", None, _url("redis", "rediss", "unix"),
-        "Redis or Valkey server. Else `REDIS_URL`, then `REDIS_HOST` and `REDIS_PORT`, then the data folder's.",
+        "PENSTOCK_REDIS_URL", None, _redis_url,
+        "Redis or Valkey: a server, `redis+cluster://` or `redis+sentinel://`. Else `REDIS_URL`, then `REDIS_HOST` and "
+        "`REDIS_PORT`, then the data folder's.",
         "store", shown="the instance in the data folder", secret=True,
     )  # fmt: skip
     data_dir: Path = _setting(  # noqa: RUF009 - makes a dataclass field

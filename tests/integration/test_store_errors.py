@@ -18,7 +18,7 @@ from penstock.core.job import Settle, Settled, Submitted, Verb
 from penstock.core.limits import SCRIPT_BYTES, SCRIPT_ITEMS
 from penstock.core.states import State
 from penstock.store.redis.codec import ItemError
-from penstock.store.redis.connection import map_error
+from penstock.store.redis.errors import map_error
 from penstock.store.redis.group import Group
 from tests.integration.store_support import claim, new_job, server_in, store_at, submit
 

@@ -20,8 +20,8 @@ from penstock.core.limits import KIB
 from penstock.core.states import State
 from penstock.store.audit import audit
 from penstock.store.protocol import JobStore
-from penstock.store.redis import connection as connection_module
 from penstock.store.redis import jobs as jobs_module
+from penstock.store.redis import primary as primary_module
 from penstock.store.redis.store import RedisStore
 from tests.integration.store_support import (
     WORKER,
@@ -140,7 +140,7 @@ class KilledLoad:
 class TestFrozen:
     @pytest.fixture(autouse=True)
     def _impatience(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(connection_module, "CALL_TIMEOUT_S", 0.3)
+        monkeypatch.setattr(primary_module, "CALL_TIMEOUT_S", 0.3)
 
     async def test_calls_end_within_the_time_out(self, server: Server) -> None:
         async with store_at(server.url) as store:
@@ -272,7 +272,7 @@ class TestCutAnswers:
             # No connection leaked: all of the pool can be in use at once.
             async with asyncio.timeout(5):
                 await asyncio.gather(*(ask(number) for number in range(50)))
-            pool = store.connection._calls.connection_pool
+            pool = (await store.connection.server_of(0)).calls.connection_pool
             assert len(pool._in_use_connections) == 0
 
 

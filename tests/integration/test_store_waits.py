@@ -11,7 +11,7 @@ import pytest
 from penstock.core.errors import StoreUnavailable
 from penstock.core.ids import WorkerName
 from penstock.core.states import State
-from penstock.store.redis import connection as connection_module
+from penstock.store.redis import primary as primary_module
 from penstock.store.redis import waiter as waiter_module
 from penstock.store.redis.store import RedisStore
 from penstock.store.upkeep import Upkeep
@@ -93,7 +93,7 @@ class TestMarkers:
 
     async def test_more_waiters_than_ordinary_connections_all_wake(self, valkey_url: str, namespace: str) -> None:
         async with store_at(valkey_url, namespace) as store:
-            count = 3 * connection_module._CONNECTIONS
+            count = 3 * primary_module.CONNECTIONS
             names = [WorkerName(f"worker-{number}") for number in range(count)]
             waits = [asyncio.create_task(store.wait_work(name, ["default"], timeout_ms=LONG_MS)) for name in names]
             await blocked(store, count)

@@ -7,8 +7,12 @@ Scripts get the prefix by cutting the name of the ``meta`` key off ``KEYS[1]``.
 from __future__ import annotations
 
 import dataclasses
+from binascii import crc_hqx
 
 from penstock.core.ids import partition_tag
+
+#: Slots of a cluster.
+SLOTS = 16384
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,12 +72,22 @@ def anchor_key(namespace: str) -> str:
     return f"{namespace}:partitions"
 
 
+def slot_of(key: str | bytes) -> int:
+    """Return the hash slot of a key: that of the first part in braces, of the whole key where there is none."""
+    raw = key.encode() if isinstance(key, str) else key
+    _, brace, rest = raw.partition(b"{")
+    tag, closed, _ = rest.partition(b"}")
+    # Redis' CRC16 is the XMODEM variant, which binascii computes in C.
+    return crc_hqx(tag if brace and closed and tag else raw, 0) % SLOTS
+
+
 class PartitionKeys:
     """Build the keys of one partition."""
 
     def __init__(self, namespace: str, partition: int, partitions: int) -> None:
         self.prefix = f"{namespace}:{{{partition_tag(partition, partitions)}}}:"
         self.declared = (self.prefix + KINDS["meta"].pattern, self.prefix + KINDS["canary"].pattern)
+        self.slot = slot_of(self.prefix)
 
     def key(self, kind: str, *arguments: str) -> str:
         """Return a key of the given kind, such as ``key("queue", "default", "high")``."""

@@ -1,111 +1,60 @@
-"""Reach the server: one place that opens connections, bounds each call in time and maps every error.
+"""Reach the servers: each call goes to the primary of its slot, is bounded in time, and fails with an error of ours.
 
-redis-py's own retries stay off: a repeated claim would hand out jobs twice. Retry lives in the verbs.
+No call is repeated but one that a server has answered with ``MOVED`` or ``NOSCRIPT``: then nothing ran.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
-import redis.asyncio
 import redis.exceptions
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
-from penstock.core.errors import StoreError, StoreFull, StoreMismatch, StoreUnavailable
-from penstock.store.keys import PartitionKeys, anchor_key
+from penstock.core.errors import StoreError, StoreMismatch, StoreUnavailable
+from penstock.store.keys import PartitionKeys, anchor_key, slot_of
 from penstock.store.options import StoreOptions
+from penstock.store.redis.errors import CLIENT_ERRORS, map_error
+from penstock.store.redis.primary import BLOCK_LIMIT_S, Primary, execute
 from penstock.store.redis.scripts import Script, load_scripts
+from penstock.store.redis.topology import Topology, make_topology
+
+__all__ = ["BLOCK_LIMIT_S", "FORMAT", "Connection"]
 
 #: Records of another format are refused; a change of layout raises this.
 FORMAT = "1"
 _META_FIELDS = ("format", "partitions", "index")
-CALL_TIMEOUT_S = 5.0
-BLOCK_LIMIT_S = 5.0
-_CONNECTIONS = 32
-#: Each caller that blocks takes one; they are opened as needed. Above it callers wait for each other.
-_BLOCKING_CONNECTIONS = 512
-#: Codes of error answers that mean "not now": a restart, a failover, a full disk, a migrating slot.
-_PASSING = frozenset(
-    {
-        "ASK",
-        "BUSY",
-        "CLUSTERDOWN",
-        "LOADING",
-        "MASTERDOWN",
-        "MISCONF",
-        "MOVED",
-        "NOREPLICAS",
-        "READONLY",
-        "TRYAGAIN",
-        "UNBLOCKED",
-    }
+#: How often a call follows ``MOVED`` before it gives up.
+_MOVES = 3
+#: Most script calls in one round trip, so that other callers get their turn.
+_PIPELINED = 64
+#: Commands that name no key; any server can answer them.
+_KEYLESS = frozenset(
+    {"ACL", "CLIENT", "CLUSTER", "COMMAND", "CONFIG", "DEBUG", "INFO", "KEYS", "PING", "ROLE", "SCAN", "SCRIPT", "TIME"}
 )
-_PASSING_ERRORS = (
-    redis.exceptions.AskError,
-    redis.exceptions.BusyLoadingError,
-    redis.exceptions.ClusterDownError,
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.TryAgainError,
-)
-_CREDENTIALS = frozenset({"NOAUTH", "NOPERM", "WRONGPASS"})
-#: The client library cuts the codes that it knows off the text; in a pipeline it puts words of its own before the text.
-_CODE = re.compile(r"(?:^|caused error: \(?['\"]?)([A-Z]{2,}) ")
+
+Command = Sequence[str | bytes | int]
+Answer = TypeVar("Answer")
 
 
-def _code(error: Exception) -> str:
-    known = getattr(error, "status_code", None)
-    if known:
-        return str(known)
-    match = _CODE.search(str(error))
-    return match[1] if match else ""
-
-
-def map_error(error: Exception) -> StoreError:
-    """Return our error for one of the client library's."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    code = _code(error)
-    if code == "OOM" or isinstance(error, redis.exceptions.OutOfMemoryError):
-        return StoreFull("the store is at its memory limit and takes no new jobs")
-    if code in _CREDENTIALS or isinstance(
-        error, redis.exceptions.AuthenticationError | redis.exceptions.NoPermissionError
-    ):
-        return StoreUnavailable(f"the store refused the credentials ({text})")
-    if code in _PASSING or isinstance(error, _PASSING_ERRORS):
-        return StoreUnavailable(f"the store says to come back later ({text})")
-    if isinstance(error, redis.exceptions.ResponseError | redis.exceptions.DataError):
-        return StoreError(f"the store refused the call ({text})")
-    return StoreUnavailable(f"the store gave no answer ({text})")
-
-
-def _client(url: str, *, timeout_s: float, connections: int) -> redis.asyncio.Redis:
-    # A socket of the file system knows no keep-alive, and the client library refuses the option for it.
-    keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        url,
-        protocol=2,
-        max_connections=connections,
-        timeout=timeout_s,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=CALL_TIMEOUT_S,
-        **keepalive,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
-        client_name="penstock",
-    )
-    return redis.asyncio.Redis.from_pool(pool)
-
-
-async def _execute(client: redis.asyncio.Redis, *arguments: str | bytes | int) -> Any:
-    return await client.execute_command(*arguments)  # type: ignore[no-untyped-call]
+def _slot_of_command(command: Command) -> int | None:
+    """Return the slot of a command's key, the argument after its name; None when it names none."""
+    name = str(command[0]).upper()
+    if name in _KEYLESS or len(command) < 2:
+        return None
+    if name in ("BLMPOP", "LMPOP"):
+        index = 3 if name == "BLMPOP" else 2
+    elif name in ("EVAL", "EVALSHA"):
+        index = 3
+    else:
+        index = 1
+    key = command[index]
+    return slot_of(key if isinstance(key, bytes) else str(key))
 
 
 class Connection:
-    """Run scripts and commands on the server that holds a partition."""
+    """Run scripts and commands on the servers that hold the partitions."""
 
     def __init__(self, options: StoreOptions, *, scripts: dict[str, Script] | None = None) -> None:
         self.options = options
@@ -113,11 +62,7 @@ class Connection:
             PartitionKeys(options.namespace, partition, options.partitions) for partition in range(options.partitions)
         ]
         self.scripts = scripts or load_scripts()
-        self._calls = _client(options.redis_url, timeout_s=CALL_TIMEOUT_S, connections=_CONNECTIONS)
-        # Blocking calls have connections of their own, so that none waits behind them.
-        self._blocking = _client(
-            options.redis_url, timeout_s=BLOCK_LIMIT_S + CALL_TIMEOUT_S, connections=_BLOCKING_CONNECTIONS
-        )
+        self.topology: Topology = make_topology(options.address)
         self._verified = False
         self._verifying: asyncio.Task[None] | None = None
         self._closed = False
@@ -128,53 +73,197 @@ class Connection:
         Raises:
             StoreError: one of its kinds.
         """
+        script = await self._ready_script(name, arguments)
+        keys = self.keys[partition]
+        call = (script.sha, 2, *keys.declared, *arguments)
+
+        async def run(server: Primary) -> Any:
+            try:
+                return await execute(server.calls, "EVALSHA", *call)
+            except redis.exceptions.NoScriptError:
+                # Nothing ran, so sending it again is safe; EVAL also loads it for the next caller.
+                return await execute(server.calls, "EVAL", script.text, *call[1:])
+
+        return await self._at_slot(keys.slot, run)
+
+    async def _ready_script(self, name: str, arguments: Sequence[str | bytes | int]) -> Script:
         script = self.scripts[name]
         if len(arguments) != script.arguments:
             raise TypeError(f"{name} takes {script.arguments} arguments, not {len(arguments)}")
         if not self._verified:
             await self.verify()
-        call = (script.sha, 2, *self.keys[partition].declared, *arguments)
-        with self._mapped():
-            try:
-                return await _execute(self._calls, "EVALSHA", *call)
-            except redis.exceptions.NoScriptError:
-                # Nothing ran, so sending it again is safe; EVAL also loads it for the next caller.
-                return await _execute(self._calls, "EVAL", script.text, *call[1:])
+        return script
 
-    @contextlib.contextmanager
-    def _mapped(self) -> Iterator[None]:
-        """Raise our errors in place of the client library's, and nothing but them after ``close``."""
+    async def script_each(
+        self, name: str, partitions: Sequence[int], *arguments: str | bytes | int
+    ) -> list[Any | StoreError]:
+        """Run a script on many partitions, in few round trips to each server; errors stand in their places."""
+        script = await self._ready_script(name, arguments)
+        answers: dict[int, Any] = {}
+        places: dict[Primary, list[int]] = {}
+        for partition in partitions:
+            try:
+                places.setdefault(await self._find(self.keys[partition].slot), []).append(partition)
+            except StoreError as error:
+                answers[partition] = error
+
+        async def part(server: Primary, mine: Sequence[int]) -> None:
+            calls = [("EVALSHA", script.sha, 2, *self.keys[partition].declared, *arguments) for partition in mine]
+            try:
+                with self.mapped(server):
+                    found = await _pipeline(server, calls, tolerant=True)
+            except StoreError as error:
+                answers.update(dict.fromkeys(mine, error))
+                return
+            for partition, answer in zip(mine, found, strict=True):
+                answers[partition] = answer
+                try:
+                    if isinstance(answer, redis.exceptions.NoScriptError | redis.exceptions.MovedError):
+                        # Nothing ran there.
+                        answers[partition] = await self.script(name, partition, *arguments)
+                    elif isinstance(answer, Exception):
+                        with self.mapped(server):
+                            raise answer
+                except StoreError as error:
+                    answers[partition] = error
+
+        async def all_of(server: Primary, mine: list[int]) -> None:
+            for start in range(0, len(mine), _PIPELINED):
+                await part(server, mine[start : start + _PIPELINED])
+
+        await asyncio.gather(*(all_of(server, mine) for server, mine in places.items()))
+        return [answers[partition] for partition in partitions]
+
+    @property
+    def is_cluster(self) -> bool:
+        """Tell whether keys are spread over servers by their slots."""
+        return self.topology.has_slots
+
+    def _slot_of(self, command: Command) -> int | None:
+        return _slot_of_command(command) if self.topology.has_slots else None
+
+    async def server_of(self, partition: int) -> Primary:
+        """Return the server that holds a partition now, for calls on connections of their own.
+
+        Report their errors by ``mapped``, so that a failover is noticed.
+        """
+        return await self._find(self.keys[partition].slot)
+
+    async def _find(self, slot: int | None) -> Primary:
+        self._refuse_closed()
+        await self.topology.prepare()
+        # What names no key goes where the first partition is.
+        return self.topology.of_slot(self.keys[0].slot if slot is None else slot)
+
+    def _refuse_closed(self) -> None:
         if self._closed:
             raise StoreUnavailable("the store was closed")
+
+    @contextlib.contextmanager
+    def mapped(self, server: Primary) -> Iterator[None]:
+        """Raise our errors in place of the client library's, and nothing but them once the server's are closed."""
         try:
             yield
-        except (redis.exceptions.RedisError, redis.exceptions.RedisClusterException, OSError, TimeoutError) as error:
+        except CLIENT_ERRORS as error:
+            if not self._closed:
+                self.topology.doubt(server, error)
             raise map_error(error) from error
         except (AttributeError, RuntimeError) as error:
-            # The client library writes in steps; one that meets a connection that `close` took away fails so.
-            if not self._closed:
+            # What the client library trips over when its connection is closed under a call.
+            if not (self._closed or server.closed):
                 raise
-            raise StoreUnavailable("the store was closed") from error
+            raise StoreUnavailable("the connection was closed during the call") from error
+
+    async def _at_slot(self, slot: int | None, run: Callable[[Primary], Awaitable[Answer]]) -> Answer:
+        """Run something on the server of a slot; where that has moved, on the one that it has moved to."""
+        server = await self._find(slot)
+        for _ in range(_MOVES):
+            with self.mapped(server):
+                try:
+                    return await run(server)
+                except redis.exceptions.MovedError as error:
+                    self.topology.moved(server, error)
+                    moved = error
+            server = await self._find(slot)
+        raise map_error(moved) from moved
 
     async def command(self, *arguments: str | bytes | int) -> Any:
-        """Run one plain command."""
-        with self._mapped():
-            return await _execute(self._calls, *arguments)
+        """Run one plain command on the server of its key; one without a key on that of the first partition."""
+        return await self._at_slot(self._slot_of(arguments), lambda server: execute(server.calls, *arguments))
 
-    async def together(self, commands: Sequence[Sequence[str | bytes | int]], *, atomic: bool = False) -> list[Any]:
-        """Run commands in one round trip; ``atomic`` ones see one moment and must share a partition."""
+    async def time_of(self, keys: PartitionKeys) -> Any:
+        """Return the answer to ``TIME`` of the server that holds a partition."""
+        return await self._at_slot(keys.slot, lambda server: execute(server.calls, "TIME"))
+
+    async def primaries(self) -> list[Primary]:
+        """Return all servers that hold keys."""
+        self._refuse_closed()
+        await self.topology.prepare()
+        return self.topology.primaries()
+
+    async def command_at(self, server: Primary, *arguments: str | bytes | int) -> Any:
+        """Run one plain command on a given server."""
+        self._refuse_closed()
+        with self.mapped(server):
+            return await execute(server.calls, *arguments)
+
+    async def everywhere(self, *arguments: str | bytes | int) -> list[Any | StoreError]:
+        """Run one plain command on every primary; the error of one stands in its place.
+
+        Raises:
+            StoreError: all failed.
+        """
+        servers = await self.primaries()
+        answers = await asyncio.gather(
+            *(self.command_at(server, *arguments) for server in servers), return_exceptions=True
+        )
+        return self.tolerate(answers)
+
+    def tolerate(self, answers: Sequence[Any]) -> list[Any | StoreError]:
+        """Return answers of several servers, errors of ours among them, unless there is nothing else."""
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, StoreError):
+                raise answer
+        if answers and all(isinstance(answer, StoreError) for answer in answers):
+            raise answers[0]
+        return list(answers)
+
+    async def together(self, commands: Sequence[Command], *, atomic: bool = False) -> list[Any]:
+        """Run commands in one round trip to each server; ``atomic`` ones see one moment and must share a partition."""
         if not commands:
             return []
-        with self._mapped():
-            async with self._calls.pipeline(transaction=atomic) as pipeline:
-                for command in commands:
-                    pipeline.execute_command(*command)
-                return list(await pipeline.execute())
+        slots = [self._slot_of(command) for command in commands]
+        if atomic or len(set(slots)) == 1:
+            return await self._at_slot(slots[0], lambda server: _pipeline(server, commands, atomic=atomic))
+        places: dict[Primary, list[int]] = {}
+        for index, slot in enumerate(slots):
+            places.setdefault(await self._find(slot), []).append(index)
+        answers: list[Any] = [None] * len(commands)
+
+        async def part(server: Primary, indexes: list[int]) -> None:
+            with self.mapped(server):
+                found = await _pipeline(server, [commands[index] for index in indexes], tolerant=True)
+            for index, answer in zip(indexes, found, strict=True):
+                if isinstance(answer, redis.exceptions.MovedError):
+                    self.topology.moved(server, answer)
+                    answers[index] = await self.command(*commands[index])
+                elif isinstance(answer, Exception):
+                    with self.mapped(server):
+                        raise answer
+                else:
+                    answers[index] = answer
+
+        parts = await asyncio.gather(
+            *(part(server, indexes) for server, indexes in places.items()), return_exceptions=True
+        )
+        for error in parts:
+            if error is not None:
+                raise error
+        return answers
 
     async def block(self, *arguments: str | bytes | int) -> Any:
         """Run a command that blocks for at most ``BLOCK_LIMIT_S``."""
-        with self._mapped():
-            return await _execute(self._blocking, *arguments)
+        return await self._at_slot(self._slot_of(arguments), lambda server: execute(server.blocking, *arguments))
 
     async def verify(self) -> None:
         """Check, or write on first use, the format and the number of partitions beside the data.
@@ -233,6 +322,14 @@ class Connection:
         self._closed = True
         if self._verifying is not None:
             self._verifying.cancel()
-        for client in (self._calls, self._blocking):
-            await client.aclose()
-            await client.connection_pool.disconnect()
+        await self.topology.close()
+
+
+async def _pipeline(
+    server: Primary, commands: Sequence[Command], *, atomic: bool = False, tolerant: bool = False
+) -> list[Any]:
+    """Run commands in one round trip; ``tolerant``: errors of single ones stand in their places."""
+    async with server.calls.pipeline(transaction=atomic) as pipeline:
+        for command in commands:
+            pipeline.execute_command(*command)
+        return list(await pipeline.execute(raise_on_error=not tolerant))

@@ -327,8 +327,9 @@ class RedisJobs:
     # queues
 
     async def _pause(self, queue: str, paused: int) -> None:
-        calls = (self._connection.script("pause", partition, queue, paused) for partition in range(self.partitions))
-        await asyncio.gather(*calls)
+        for answer in await self._connection.script_each("pause", range(self.partitions), queue, paused):
+            if isinstance(answer, StoreError):
+                raise answer
 
     async def pause(self, queue: str) -> None:
         """See ``JobStore.pause``."""
@@ -372,17 +373,28 @@ class RedisJobs:
         """See ``JobStore.announce``. Every partition needs the tasks; the worker is described in all alike."""
         packed = pack([[task.name, msgspec.json.encode(task).decode()] for task in tasks])
         description = msgspec.json.encode(worker)
-        for partition in range(self.partitions):
-            await self._connection.script(
-                "announce", partition, worker.name, description, packed, WORKER_LIVE_MS, TASK_KEPT_MS
+        # Those on a server that is away learn of it at the next time.
+        self._connection.tolerate(
+            await self._connection.script_each(
+                "announce",
+                range(self.partitions),
+                worker.name,
+                description,
+                packed,
+                WORKER_LIVE_MS,
+                TASK_KEPT_MS,
             )
+        )
 
     async def forget_worker(self, worker: WorkerName) -> None:
         """See ``JobStore.forget_worker``."""
-        for keys in self._connection.keys:
-            await self._connection.together(
-                [("ZREM", keys.key("workers"), worker), ("HDEL", keys.key("worker_info"), worker)]
-            )
+        await self._connection.together(
+            [
+                command
+                for keys in self._connection.keys
+                for command in (("ZREM", keys.key("workers"), worker), ("HDEL", keys.key("worker_info"), worker))
+            ]
+        )
 
 
 def _pack_items(

@@ -11,12 +11,15 @@ from typing import Any
 
 import msgspec
 
+from penstock.core.errors import StoreError
 from penstock.core.ids import JobId, partition_of
 from penstock.core.job import JobFilter, JobRecord, MemoryUse, Page, QueueInfo, TaskInfo, WorkerInfo
 from penstock.core.states import FINAL_STATES, Priority, State
+from penstock.store.keys import PartitionKeys
 from penstock.store.redis.codec import job_record
 from penstock.store.redis.connection import Connection
 from penstock.store.redis.jobs import TASK_KEPT_MS, WORKER_LIVE_MS
+from penstock.store.redis.primary import Primary
 
 LISTING_ORDER = (
     State.RUNNING,
@@ -68,15 +71,14 @@ class RedisReader:
 
     async def ping(self) -> None:
         """See ``JobReader.ping``."""
-        await self._connection.command("PING")
+        await self._connection.everywhere("PING")
 
     async def memory(self) -> MemoryUse:
         """See ``JobReader.memory``."""
-        answer = await self._connection.command("INFO", "memory")
-        if not isinstance(answer, dict):
-            lines = (line.partition(b":") for line in answer.splitlines() if b":" in line)
-            answer = {name.decode(): value for name, _, value in lines}
-        return MemoryUse(used_bytes=int(answer.get("used_memory", 0)), max_bytes=int(answer.get("maxmemory", 0)))
+        answers = await self._connection.everywhere("INFO", "memory")
+        uses = [_memory_use(answer) for answer in answers if not isinstance(answer, StoreError)]
+        # The fullest server counts: a job may belong to it.
+        return max(uses, key=lambda use: (use.used_bytes / use.max_bytes if use.max_bytes else 0.0, use.used_bytes))
 
     async def get(self, job_id: JobId) -> JobRecord | None:
         """See ``JobReader.get``."""
@@ -239,40 +241,71 @@ class RedisReader:
         return totals
 
     async def tasks(self) -> dict[str, TaskInfo]:
-        """See ``JobReader.tasks``. Every partition holds the same registry; the first is asked."""
-        keys = self._connection.keys[0]
-        live, flat = await asyncio.gather(
-            self._live(keys.key("tasks"), TASK_KEPT_MS), self._connection.command("HGETALL", keys.key("task_options"))
-        )
-        return {
-            name.decode(): msgspec.json.decode(options, type=TaskInfo)
-            for name, options in _as_dict(flat).items()
-            if name in live
-        }
+        """See ``JobReader.tasks``. Every partition holds the same registry; one on each server is asked."""
+        found: dict[str, TaskInfo] = {}
+        seen: dict[str, int] = {}
+        for live, flat in await self._registries("tasks", "task_options", TASK_KEPT_MS):
+            for name, options in _as_dict(flat).items():
+                if live.get(name, -1) > seen.get(name.decode(), -1):
+                    seen[name.decode()] = live[name]
+                    found[name.decode()] = msgspec.json.decode(options, type=TaskInfo)
+        return found
 
     async def workers(self) -> list[WorkerInfo]:
-        """See ``JobReader.workers``."""
-        keys = self._connection.keys[0]
-        live, flat = await asyncio.gather(
-            self._live(keys.key("workers"), WORKER_LIVE_MS),
-            self._connection.command("HGETALL", keys.key("worker_info")),
-        )
-        found = [
-            msgspec.structs.replace(msgspec.json.decode(description, type=WorkerInfo), seen_at_ms=live[name])
-            for name, description in _as_dict(flat).items()
-            if name in live
-        ]
-        return sorted(found, key=lambda worker: worker.name)
+        """See ``JobReader.workers``. Every partition holds the same registry; one on each server is asked."""
+        found: dict[str, WorkerInfo] = {}
+        for live, flat in await self._registries("workers", "worker_info", WORKER_LIVE_MS):
+            for name, description in _as_dict(flat).items():
+                if name not in live:
+                    continue
+                info = msgspec.structs.replace(msgspec.json.decode(description, type=WorkerInfo), seen_at_ms=live[name])
+                known = found.get(info.name)
+                if known is None or (known.seen_at_ms or 0) < live[name]:
+                    found[info.name] = info
+        return sorted(found.values(), key=lambda worker: worker.name)
+
+    async def _registries(self, index: str, hash_kind: str, max_age_ms: int) -> list[tuple[dict[bytes, int], Any]]:
+        """Read a registry from one partition of each server; those that are away are left out while one answers."""
+        partitions: dict[Primary, PartitionKeys] = {}
+        last: StoreError | None = None
+        for partition, keys in enumerate(self._connection.keys):
+            try:
+                partitions.setdefault(await self._connection.server_of(partition), keys)
+            except StoreError as error:
+                last = error
+        if last is not None and not partitions:
+            raise last
+
+        async def read(keys: PartitionKeys) -> tuple[dict[bytes, int], Any]:
+            live, flat = await asyncio.gather(
+                self._live(keys, index, max_age_ms), self._connection.command("HGETALL", keys.key(hash_kind))
+            )
+            return live, flat
+
+        answers = await asyncio.gather(*(read(keys) for keys in partitions.values()), return_exceptions=True)
+        return [answer for answer in self._connection.tolerate(answers) if not isinstance(answer, StoreError)]
 
     async def now_ms(self) -> int:
-        """Return the server's clock."""
-        seconds, microseconds = await self._connection.command("TIME")
+        """Return the clock of the first partition's server."""
+        return await self._clock(self._connection.keys[0])
+
+    async def _clock(self, keys: PartitionKeys) -> int:
+        seconds, microseconds = await self._connection.time_of(keys)
         return int(seconds) * 1000 + int(microseconds) // 1000
 
-    async def _live(self, key: str, max_age_ms: int) -> dict[bytes, int]:
-        now_ms = await self.now_ms()
-        flat = await self._connection.command("ZRANGEBYSCORE", key, f"({now_ms - max_age_ms}", "+inf", "WITHSCORES")
+    async def _live(self, keys: PartitionKeys, index: str, max_age_ms: int) -> dict[bytes, int]:
+        now_ms = await self._clock(keys)
+        flat = await self._connection.command(
+            "ZRANGEBYSCORE", keys.key(index), f"({now_ms - max_age_ms}", "+inf", "WITHSCORES"
+        )
         return {name: int(float(score)) for name, score in _pairs(flat)}
+
+
+def _memory_use(answer: Any) -> MemoryUse:
+    if not isinstance(answer, dict):
+        lines = (line.partition(b":") for line in answer.splitlines() if b":" in line)
+        answer = {name.decode(): value for name, _, value in lines}
+    return MemoryUse(used_bytes=int(answer.get("used_memory", 0)), max_bytes=int(answer.get("maxmemory", 0)))
 
 
 def _is_after(entry: tuple[str, float], after: _Cursor, *, newest_first: bool) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from penstock.core.limits import Limits
+from penstock.store.keys import PartitionKeys
 from penstock.store.options import StoreOptions
 from penstock.store.redis.scripts import load_scripts
 from penstock.store.redis.store import RedisStore
@@ -13,8 +14,8 @@ _CLOCK_LIBRARY = "local now = tonumber(redis.call('HGET', K.meta, 'test_clock'))
 
 
 class _ClockedStore(RedisStore):
-    async def now_ms(self) -> int:
-        return int(await self.connection.command("HGET", self.connection.keys[0].key("meta"), "test_clock"))
+    async def _clock(self, keys: PartitionKeys) -> int:
+        return int(await self.connection.command("HGET", keys.key("meta"), "test_clock"))
 
 
 async def connect_with_clock(
