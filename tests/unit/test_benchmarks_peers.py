@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from benchmarks.peers import environments
 
 FILES = sorted(environments.REQUIREMENTS.glob("*.txt"))
