@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.core.ids import JobId
+from penstock.core.ids import JobId, Token
 from penstock.core.job import Attempt, Extension, Promoted, Pruned, Reaped, SettleCode, Verb
 from penstock.core.limits import Limits
 from penstock.core.states import AttemptOutcome, Priority, Reason, State
@@ -138,6 +138,92 @@ class TestReap:
             await subject.steady_reaps(14_000)
             await subject.advance(1_000)
             assert await subject.store.reap(0) == Reaped(requeued=(token.job_id,))
+
+    @pytest.mark.parametrize("lease_ms", [3_000, 90_000])
+    async def test_the_grace_is_the_longest_lease_in_use(self, subject: Subject, lease_ms: int) -> None:
+        await subject.steady_reaps(1_000)
+        long = (await self._held(subject, lease_ms)).job_id
+        short = (await self._held(subject, 1_000)).job_id
+        await subject.advance(lease_ms + 60_000)
+        assert await subject.store.reap(0) == NOTHING
+        await subject.steady_reaps(lease_ms - 1_000)
+        await subject.advance(999)
+        assert await subject.store.reap(0) == NOTHING
+        await subject.advance(1)
+        assert set((await subject.store.reap(0)).requeued) == {long, short}
+
+    @staticmethod
+    async def _held(subject: Subject, lease_ms: int) -> Token:
+        job_id = await subject.submit()
+        token = (await subject.claim_one(lease_ms=lease_ms)).token
+        assert token.job_id == job_id
+        return token
+
+    async def test_a_renewal_tells_of_its_lease_too(self, subject: Subject) -> None:
+        await subject.steady_reaps(1_000)
+        token = await self._held(subject, 1_000)
+        await subject.store.extend(WORKER, [Extension(token=token)], lease_ms=40_000)
+        await subject.advance(60_000)
+        assert await subject.store.reap(0) == NOTHING
+        await subject.steady_reaps(39_000)
+        await subject.advance(1_000)
+        assert await subject.store.reap(0) == Reaped(requeued=(token.job_id,))
+
+    async def test_a_long_lease_that_nobody_uses_any_more_is_forgotten(self, subject: Subject) -> None:
+        await subject.steady_reaps(1_000)
+        await subject.settle(await self._held(subject, 20_000), Verb.COMPLETE, value=b"1")
+        await subject.steady_reaps(600_000 + 2 * 20_000)
+        await subject.settle(await self._held(subject, 2_000), Verb.COMPLETE, value=b"1")
+        await subject.steady_reaps(1_000)
+        token = await self._held(subject, 2_000)
+        await subject.advance(10_000)
+        assert await subject.store.reap(0) == NOTHING
+        await subject.steady_reaps(1_000)
+        await subject.advance(1_000)
+        assert await subject.store.reap(0) == Reaped(requeued=(token.job_id,))
+
+    async def test_a_long_lease_in_use_is_not_forgotten(self, subject: Subject) -> None:
+        await subject.steady_reaps(1_000)
+        token = await self._held(subject, 20_000)
+        for _ in range(64):
+            await subject.steady_reaps(10_000)
+            await subject.store.extend(WORKER, [Extension(token=token)], lease_ms=20_000)
+        await subject.steady_reaps(5_000)
+        await subject.advance(30_000)
+        assert await subject.store.reap(0) == NOTHING
+        await subject.steady_reaps(19_000)
+        await subject.advance(1_000)
+        assert await subject.store.reap(0) == Reaped(requeued=(token.job_id,))
+
+    async def test_a_long_outage_makes_no_lease_forgotten(self, subject: Subject) -> None:
+        await subject.steady_reaps(1_000)
+        token = await self._held(subject, 20_000)
+        await subject.advance(3_600_000)
+        assert await subject.store.reap(0) == NOTHING
+        await subject.steady_reaps(1_000)
+        await subject.advance(6_000)
+        assert await subject.store.reap(0) == NOTHING
+        await subject.steady_reaps(19_000)
+        await subject.advance(1_000)
+        assert await subject.store.reap(0) == Reaped(requeued=(token.job_id,))
+
+    async def test_where_nothing_runs_no_grace_is_needed(self, subject: Subject) -> None:
+        assert await subject.store.reap(0) == NOTHING
+        token = await self._held(subject, 2_000)
+        await subject.steady_reaps(1_000)
+        await subject.advance(1_000)
+        assert await subject.store.reap(0) == Reaped(requeued=(token.job_id,))
+
+    async def test_a_clock_that_went_back_while_nothing_ran_leaves_no_grace(self, subject: Subject) -> None:
+        token = await self._held(subject, 2_000)
+        await subject.store.reap(0)
+        await subject.settle(token, Verb.COMPLETE, value=b"1")
+        await subject.advance(-86_400_000)
+        assert await subject.store.reap(0) == NOTHING
+        token = await self._held(subject, 2_000)
+        await subject.steady_reaps(1_000)
+        await subject.advance(1_000)
+        assert await subject.store.reap(0) == Reaped(requeued=(token.job_id,))
 
     async def test_a_job_lost_three_times_is_poisoned(self, subject: Subject) -> None:
         job_id = await subject.submit()

@@ -145,8 +145,8 @@ class JobStore(Protocol):
         lost + 1 each; requeued at its own place, or failed as ``poisoned`` at ``max_lost``, or cancelled
         when a cancel was
         requested. After a gap of over 5 s between reaps of the partition, or a clock that went back,
-        nothing is reaped for 15 s (the
-        store was away, or its clock stepped: workers get time to renew).
+        nothing is reaped for the longest lease in use (the
+        store was away, or its clock stepped: workers get time to renew); at once where nothing runs.
         """
 
     async def release_worker(self, worker: WorkerName, *, lost: bool = False) -> int:

@@ -6,7 +6,7 @@
 -- Returns: [now, next due or '', skipped, deferred, remaining 0|1, jobs: [id, attempt, counted, lost, task, type, queue, priority, created, deadline, options, input or nil]...]
 -- Transitions: queued -claim-> running, queued -expire-> expired, queued -defer-> retrying, queued -fail-> failed
 -- Flags: allow-oom
--- Uses: time, job, place_names, place
+-- Uses: time, job, place_names, place, lease
 local request, bounds = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
 local worker, nonce, limit, lease_ms, window_start = request[1], request[2], request[3], request[4], request[7]
 local retention = {ms = bounds[4], failed_ms = bounds[5]}
@@ -230,6 +230,9 @@ for level = 1, 4 do
   serve_level(levels[level])
 end
 flush()
+if #jobs > 0 then
+  note_lease(lease_ms)
+end
 
 -- The woken worker took a marker; set each again where work is left, so that a wake-up is never lost with one worker.
 local remaining = 0

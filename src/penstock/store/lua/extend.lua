@@ -5,7 +5,7 @@
 -- Returns: per item [deadline ms, cancel requested 0|1], or [stale], or [error, text]
 -- Transitions: none
 -- Flags: allow-oom
--- Uses: time, job, place_names, place
+-- Uses: time, job, place_names, place, lease
 local items, lease_ms = cmsgpack.unpack(ARGV[1]), tonumber(ARGV[2])
 
 local function extend_one(item)
@@ -26,4 +26,5 @@ local answers = {}
 for index = 1, #items do
   answers[index] = guarded(extend_one, items[index])
 end
+note_lease(lease_ms)
 return answers

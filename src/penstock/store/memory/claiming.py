@@ -77,6 +77,8 @@ class _Claim:
             self._serve_level(level)
         for queue in self.request.queues:
             self.partition.mark(queue)
+        if self.jobs:
+            self.partition.note_lease(self.request.lease_ms, self.now_ms)
         return Claimed(
             jobs=tuple(self.jobs),
             skipped=self.skipped,

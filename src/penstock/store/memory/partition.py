@@ -17,6 +17,8 @@ from penstock.store.memory.signals import Signals
 
 #: What is kept of a job whose retention is 0, so that its waiters still find it.
 TOMBSTONE_MS = 60_000
+#: A lease in use is noted again so seldom.
+LEASE_NEWS_MS = 60_000
 #: Events after which a job keeps its place in its queue; after any other it goes to the end.
 _KEEP_PLACE = frozenset({Event.RELEASE, Event.LAPSE})
 _COUNTED_AS = {
@@ -96,6 +98,9 @@ class Partition:
         self.counters: Counter[tuple[str, str]] = Counter()
         self.swept_at_ms: int | None = None
         self.reap_from_ms = 0
+        #: The longest lease in use, 0 where none is known, and when it was last seen.
+        self.lease_ms = 0
+        self.lease_at_ms = 0
         self._seq = 0
 
     def create(self, job: StoredJob, event: Event) -> None:
@@ -175,6 +180,11 @@ class Partition:
             self.fail(job, Reason.POISONED, Event.POISON, now_ms)
         else:
             self.move(job, Event.LAPSE, now_ms)
+
+    def note_lease(self, lease_ms: int, now_ms: int) -> None:
+        """Remember the longest lease in use: so long the reaper rests after a gap."""
+        if lease_ms > self.lease_ms or (lease_ms == self.lease_ms and abs(now_ms - self.lease_at_ms) > LEASE_NEWS_MS):
+            self.lease_ms, self.lease_at_ms = lease_ms, now_ms
 
     @property
     def last_place(self) -> int:

@@ -87,6 +87,9 @@ class MemoryStore:
     ) -> list[Extended]:
         """Extend leases."""
         answers = [self._extend(item, lease_ms) for item in items]
+        for part in self._parts:
+            if any(partition_of(item.token.job_id, self.partitions) == part.number for item in items):
+                part.note_lease(lease_ms, self._now())
         if complete:
             self._give_back_held(worker, named={item.token.job_id for item in items}, min_age_ms=UNNAMED_MS)
         return answers

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from penstock.core.ids import JobId
 from penstock.core.job import Promoted, Pruned, Purged, Reaped
-from penstock.core.limits import SECOND_MS
+from penstock.core.limits import SECOND_MS, TaskDefaults
 from penstock.core.states import Priority, State
 from penstock.core.transitions import Event
 from penstock.store.memory.partition import Partition
 
 REAP_GAP_MS = 5 * SECOND_MS
-REAP_GRACE_MS = 15 * SECOND_MS
+LEASE_KEPT_MS = 600 * SECOND_MS
 
 
 def promote(partition: Partition, limit: int, now_ms: int) -> Promoted:
@@ -30,8 +30,12 @@ def reap(partition: Partition, limit: int, now_ms: int) -> Reaped:
         partition.mark(queue)
     gap_ms = None if partition.swept_at_ms is None else now_ms - partition.swept_at_ms
     partition.swept_at_ms = now_ms
+    lease_ms = partition.lease_ms or TaskDefaults().lease_ms
     if gap_ms is None or not 0 <= gap_ms <= REAP_GAP_MS:
-        partition.reap_from_ms = now_ms + REAP_GRACE_MS
+        partition.reap_from_ms = now_ms + lease_ms if partition.running else 0
+        partition.lease_at_ms = now_ms
+    elif now_ms > partition.lease_at_ms + 2 * lease_ms + LEASE_KEPT_MS:
+        partition.lease_ms = 0
     if now_ms < partition.reap_from_ms:
         return Reaped()
     outcomes: dict[State, list[JobId]] = {State.QUEUED: [], State.FAILED: [], State.CANCELLED: []}

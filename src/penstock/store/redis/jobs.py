@@ -29,7 +29,7 @@ from penstock.core.job import (
     TaskInfo,
     WorkerInfo,
 )
-from penstock.core.limits import DAY_MS, SCRIPT_BYTES, SCRIPT_ITEMS
+from penstock.core.limits import DAY_MS, SCRIPT_BYTES, SCRIPT_ITEMS, TaskDefaults
 from penstock.core.states import State
 from penstock.store.redis.codec import (
     STATES,
@@ -52,7 +52,6 @@ Answer = TypeVar("Answer")
 
 SMALL_INPUT_BYTES = 16 * 1024
 HELD_MIN_AGE_MS = 10_000
-REAP_GRACE_MS = 15_000
 WORKER_LIVE_MS = 60_000
 TASK_KEPT_MS = DAY_MS
 _ITEM_BYTES = 300
@@ -355,7 +354,9 @@ class RedisJobs:
     async def reap(self, partition: int, *, limit: int = SCRIPT_ITEMS) -> Reaped:
         """See ``JobStore.reap``."""
         max_lost = self._connection.options.limits.max_lost
-        answers = await self._connection.script("reap", partition, limit, max_lost, REAP_GRACE_MS, *self._retention)
+        answers = await self._connection.script(
+            "reap", partition, limit, max_lost, TaskDefaults().lease_ms, *self._retention
+        )
 
         def chosen(state: State) -> tuple[JobId, ...]:
             return tuple(JobId(job_id.decode()) for job_id, status in answers if STATES[status] is state)
