@@ -57,7 +57,7 @@ mutants:  ## Check that the tests notice when a piece of a Lua script is taken o
 	@scripts/bootstrap.sh dev
 	$(PY) scripts/mutants.py
 
-chaos:  ## Break a running system at random for a quarter of an hour and count the jobs (CHAOS_SECONDS, CHAOS_SEED)
+chaos:  ## Break a running system at random for a quarter of an hour and count the jobs (CHAOS_SECONDS, CHAOS_SEED, CHAOS_PARTS)
 	@scripts/bootstrap.sh dev
 	$(PY) -m tests.chaos.run
 

@@ -6,10 +6,10 @@ import asyncio
 
 
 class Wire:
-    """Forward bytes to one port; the counters say what a fault really touched."""
+    """Forward bytes to one socket; the counters say what a fault really touched."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, socket: str) -> None:
+        self._socket = socket
         self._server: asyncio.Server | None = None
         self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -45,7 +45,7 @@ class Wire:
             self._tasks.discard(task)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        up_reader, up_writer = await asyncio.open_unix_connection(self._socket)
         self.opened += 1
         halves = [asyncio.create_task(self._requests(reader, up_writer))]
         halves.append(asyncio.create_task(self._answers(up_reader, writer)))

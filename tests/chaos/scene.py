@@ -1,0 +1,74 @@
+"""Give each fault what it acts on and how it sees that it bit."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+from tests.chaos.ledger import Runs, Submitters
+from tests.chaos.stack import Member, Stack
+from tests.chaos.verdict import Gap
+
+Mark = tuple[str, float, frozenset[str] | None]
+Fault = Callable[[], Awaitable["Bite"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bite:
+    """Count what a fault touched; 0 means that it missed."""
+
+    count: int
+    evidence: str
+
+
+@dataclasses.dataclass(kw_only=True)
+class Scene:
+    """Hold the running system, and what faults leave for the verdict."""
+
+    stack: Stack
+    runs: Runs
+    submitters: Submitters
+    source: random.Random
+    #: How long a fault looks for its bite before it counts as missed.
+    look_s: float
+    #: (what, when, jobs that it stopped or None for any), for the times of recovery.
+    marks: list[Mark] = dataclasses.field(default_factory=list)
+    gaps: list[Gap] = dataclasses.field(default_factory=list)
+
+    async def until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Look again and again; tell whether it came true in time."""
+        end = time.monotonic() + (self.look_s if seconds is None else seconds)
+        while not condition():
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    async def busy_worker(self) -> Member:
+        """Choose a worker and wait until it runs jobs."""
+        worker = self.source.choice(self.stack.of("worker"))
+        await self.until(lambda: len(self.runs.open_of(worker.mark)) > 0)
+        return worker
+
+    def started_again(self, jobs: frozenset[str] | set[str], at_s: float, *, not_by: int | None = None) -> set[str]:
+        """Return which of the jobs were started after a moment."""
+        return {run.job for run in self.runs.since(at_s) if run.job in jobs and run.pid != not_by}
+
+    async def errors(self, code: str) -> int:
+        """Return how often the server has answered with an error code since it started."""
+        async with self.stack.valkey.admin() as admin:
+            found = (await admin.info("errorstats")).get(f"errorstat_{code}", {})
+        return int(found["count"]) if isinstance(found, dict) and found else 0
+
+    async def until_errors(self, code: str, before: int, *, least_s: float = 1.0) -> int:
+        """Wait at least a while, and until the error was answered."""
+        end = time.monotonic() + self.look_s
+        await asyncio.sleep(least_s)
+        while True:
+            count = await self.errors(code) - before
+            if count > 0 or time.monotonic() > end:
+                return count
+            await asyncio.sleep(0.1)

@@ -1,0 +1,92 @@
+"""Break a running system in each of a few ways, in processes of its own, and read what became of the jobs.
+
+What runs, which faults there are and how the end is judged: docs/explanation/proof.md; `make chaos` takes all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.stack import IS_LINUX, until
+
+pytestmark = pytest.mark.skipif(not IS_LINUX, reason="faults are given by way of /proc, so they need Linux")
+ROOT = Path(__file__).resolve().parents[2]
+#: It takes under a minute; the bound is for a machine that does a lot else.
+LIMIT_S = 800
+
+
+class Run:
+    """Run the short form; what it says goes to a file."""
+
+    def __init__(self, folder: Path, seed: str) -> None:
+        self._said = folder / "said"
+        foreign = ("CHAOS_", "COV", "PENSTOCK_", "REDIS_")
+        env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        with self._said.open("w") as said:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.run", "--short"],
+                cwd=ROOT,
+                env=env | {"CHAOS_SEED": seed, "TMPDIR": str(folder)},
+                stdout=said,
+                stderr=said,
+            )
+
+    @property
+    def said(self) -> str:
+        return self._said.read_text()
+
+    def end(self) -> None:
+        """End it the gentle way, which ends what it started."""
+        self.process.terminate()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def left_in(folder: Path) -> list[str]:
+    """Return the command lines of processes that work in a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "cwd").readlink().is_relative_to(folder):
+                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:
+                continue
+    return found
+
+
+@pytest.mark.timeout(LIMIT_S + 90)
+def test_nothing_is_lost_or_finished_twice_whatever_breaks(tmp_path: Path) -> None:
+    run = Run(tmp_path, seed="")
+    try:
+        code = run.process.wait(LIMIT_S)
+    except subprocess.TimeoutExpired:
+        code = -1
+    finally:
+        run.end()
+    assert code == 0, run.said
+    assert "| accepted and lost | 0 |" in run.said
+    assert "| finished more than once | 0 |" in run.said
+    assert until(lambda: not left_in(tmp_path), 30), left_in(tmp_path)
+
+
+@pytest.mark.timeout(300)
+def test_a_run_that_is_stopped_leaves_nothing_behind(tmp_path: Path) -> None:
+    run = Run(tmp_path, seed="1")
+    try:
+        assert until(lambda: "\nload\n" in run.said or run.process.poll() is not None, 150), run.said
+        assert left_in(tmp_path), run.said
+    finally:
+        run.end()
+    assert run.process.returncode == 128 + signal.SIGTERM, run.said
+    assert until(lambda: not left_in(tmp_path), 30), left_in(tmp_path)
+    assert list(tmp_path.glob("penstock-chaos-*")) == []
