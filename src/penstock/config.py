@@ -306,6 +306,22 @@ class Settings:
     error_bytes: int = _setting(
         "PENSTOCK_ERROR_BYTES", _LIMITS.error_bytes, _size, "Part of an error that is kept.", "limits", shown="16KiB"
     )
+    log_bytes: int = _setting(
+        "PENSTOCK_LOG_BYTES", _LIMITS.log_bytes, _size, "Bytes of a job's log that are kept; the oldest lines go.",
+        "limits", shown="256KiB",
+    )  # fmt: skip
+    log_lines: int = _setting(
+        "PENSTOCK_LOG_LINES", _LIMITS.log_lines, _integer(0, 100_000),
+        "Lines of a job's log that are kept; the oldest go.", "limits",
+    )  # fmt: skip
+    stream_bytes: int = _setting(
+        "PENSTOCK_STREAM_BYTES", _LIMITS.stream_bytes, _size,
+        "Bytes of a job's stream that are kept; the oldest chunks go.", "limits", shown="1MiB",
+    )  # fmt: skip
+    stream_chunks: int = _setting(
+        "PENSTOCK_STREAM_CHUNKS", _LIMITS.stream_chunks, _integer(0, 1_000_000),
+        "Chunks of a job's stream that are kept; the oldest go.", "limits",
+    )  # fmt: skip
     batch_items: int = _setting(
         "PENSTOCK_BATCH_ITEMS", _LIMITS.batch_items, _integer(1, 1_000_000), "Most jobs in a batch.", "limits"
     )

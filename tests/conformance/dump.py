@@ -9,9 +9,10 @@ from typing import Any
 
 from penstock.core.ids import JobId
 from penstock.core.job import JobRecord
+from penstock.core.output import OutputEntry, OutputKind
 from penstock.core.states import FINAL_STATES, PLACES, Priority, State
 from penstock.store.keys import KINDS
-from penstock.store.redis.codec import job_record
+from penstock.store.redis.codec import job_record, read_entry
 from penstock.store.redis.connection import Connection
 
 _READS = {
@@ -29,6 +30,8 @@ _CODES = frozenset({"submitted", "started", "completed", "failed", "retried", "c
     "pruned",
     "dropped",
     "refused",
+    "log_dropped",
+    "stream_dropped",
 }
 
 
@@ -97,7 +100,7 @@ class Dump:
         problems += self._audit_side_indexes(jobs)
         problems += self._audit_totals(jobs)
         problems += self._audit_wakes(markers=markers)
-        for name in (*self.named("input"), *self.named("result")):
+        for name in (name for kind in ("input", "result", "log", "stream") for name in self.named(kind)):
             match = _JOB_ID.match(name)
             if match is None or JobId(match[1]) not in jobs:
                 problems.append(f"{name} belongs to no job")
@@ -196,6 +199,21 @@ class Dump:
             if self.ttls[name] <= 0
         ]
         return problems
+
+    def output(self) -> dict[JobId, tuple[OutputEntry, ...]]:
+        """Return what is kept of each job's output, in order."""
+        found = {}
+        for name in self.named("job"):
+            job_id = JobId(name.removeprefix("job:"))
+            tally = [int(number) for number in self.hash(name).get("output", "0|0|0|0|0|0|0|0").split("|")]
+            entries: list[OutputEntry] = []
+            for kind, (stored, size) in {OutputKind.LOG: tally[2:4], OutputKind.STREAM: tally[5:7]}.items():
+                texts = self.keys.get(f"{name}:{kind.value}", [])
+                assert sum(map(len, texts)) == size
+                before = stored - len(texts)
+                entries += [read_entry(kind, position, text) for position, text in enumerate(texts, start=before + 1)]
+            found[job_id] = tuple(sorted(entries, key=lambda entry: entry.order))
+        return found
 
     def once(self) -> dict[str, tuple[int, str, str]]:
         """Return until when each idempotency key is kept, with which fingerprint and for which job."""

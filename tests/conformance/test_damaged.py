@@ -9,6 +9,7 @@ import pytest
 from penstock.core.ids import JobId
 from penstock.core.job import NewJob, Pruned, Reaped, Settle, SettleCode, Settled, Submitted, Verb
 from penstock.core.limits import Limits
+from penstock.core.output import NewEntry, Output, OutputCode, OutputKind
 from penstock.core.states import State
 from penstock.store.redis.store import RedisStore
 from tests.conformance.subject import START_MS, WORKER, Subject, redis_subject
@@ -143,3 +144,29 @@ async def test_a_key_of_another_type_spoils_one_item_redis(subject: Subject) -> 
     assert isinstance(submitted[0], Exception)
     assert isinstance(submitted[1], Submitted)
     assert await damage.connection.command("GET", job_key) == b"not a hash"
+
+
+@pytest.mark.parametrize("kind", ["log", "stream"])
+async def test_a_list_of_another_type_spoils_one_item_redis(subject: Subject, kind: str) -> None:
+    good, bad = await subject.running(), await subject.running()
+    damage = Damage(subject)
+    await damage.connection.command("SET", damage.keys.key(kind, bad.job_id), "not a list")
+    entries = tuple(NewEntry(kind=one, value=b"1") for one in OutputKind)
+    answers = await subject.store.output([Output(token=token, made=0, entries=entries) for token in (bad, good)])
+    assert isinstance(answers[0], Exception)
+    assert answers[1] is OutputCode.DONE
+    # Nothing of the bad item was written.
+    other = damage.keys.key("stream" if kind == "log" else "log", bad.job_id)
+    assert await damage.connection.command("EXISTS", other) == 0
+    assert (await subject.settle(bad, Verb.COMPLETE, value=b"1")).code is SettleCode.DONE
+
+
+async def test_a_tally_that_cannot_be_read_spoils_one_item_redis(subject: Subject) -> None:
+    good, bad = await subject.running(), await subject.running()
+    damage = Damage(subject)
+    await damage.connection.command("HSET", damage.keys.key("job", bad.job_id), "output", "1|x")
+    entry = NewEntry(kind=OutputKind.LOG, value=b"1")
+    answers = await subject.store.output([Output(token=token, made=0, entries=(entry,)) for token in (bad, good)])
+    assert isinstance(answers[0], Exception)
+    assert answers[1] is OutputCode.DONE
+    assert await damage.connection.command("EXISTS", damage.keys.key("log", bad.job_id)) == 0

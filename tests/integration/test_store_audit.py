@@ -106,6 +106,8 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "a deadline too late": (lambda s: s.put("expiry", member=s.completed), "wrong_index", "completed"),
     "input gone": (lambda s: s.run("DEL", s.keys.key("input", s.queued)), "no_input", "queued"),
     "orphan input": (lambda s: s.run("SET", s.keys.key("input", "x"), "1"), "orphan_value", "job:x:in"),
+    "orphan log": (lambda s: s.run("RPUSH", s.keys.key("log", "x"), "1"), "orphan_value", "job:x:log"),
+    "orphan stream": (lambda s: s.run("RPUSH", s.keys.key("stream", "x"), "1"), "orphan_value", "job:x:stream"),
     "orphan result": (lambda s: s.run("SET", s.keys.key("result", "x"), "1"), "orphan_value", "job:x:out"),
     "running gauge": (
         lambda s: s.run("HINCRBY", s.keys.key("gauges"), "running:default", 1),

@@ -34,6 +34,7 @@ from penstock.core.job import (
     WorkerInfo,
 )
 from penstock.core.limits import Limits
+from penstock.core.output import NewEntry, Output, OutputKind
 from penstock.core.states import FINAL_STATES, AttemptOutcome, Priority, Reason, State
 from penstock.store.memory import MemoryStore
 from penstock.store.memory.partition import StoredJob
@@ -54,6 +55,9 @@ LIMITS = Limits(
     finished_jobs=6,
     dead_letters=4,
     max_lost=2,
+    log_lines=3,
+    log_bytes=150,
+    stream_chunks=2,
     unknown_task_ms=20_000,
     queue_max_depth=(("b", 8),),
 )
@@ -105,6 +109,19 @@ _ARGUMENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "lease_ms": st.sampled_from([1_000, 20_000]),
         "complete": st.booleans(),
         "progress": st.sampled_from([None, b'{"done":1}', b'{"text":"' + b"p" * 100 + b'"}']),
+    },
+    "output": {
+        "chosen": CHOSEN,
+        "repeat": st.sampled_from([0, 0, 0, 1, 2]),
+        "dropped": st.sampled_from([0, 0, 0, 2]),
+        "entries": st.lists(
+            st.builds(
+                NewEntry,
+                kind=st.sampled_from(OutputKind),
+                value=st.sampled_from([b"1", b'"' + b"l" * 40 + b'"', b'"' + b"l" * 200 + b'"']),
+            ),
+            max_size=4,
+        ),
     },
     "complete": {
         "chosen": CHOSEN,
@@ -166,6 +183,8 @@ class SideBySide(RuleBasedStateMachine):
         self.now_ms = START_MS
         self.numbers = 0
         self.tokens: list[Token] = []
+        self.made: Counter[Token] = Counter()
+        self.deck: list[str] = []
         self.memory: MemoryStore
         self.redis: RedisStore
 
@@ -202,6 +221,7 @@ class SideBySide(RuleBasedStateMachine):
         for part, dump in zip(self.memory._parts, dumps, strict=True):
             assert dump.audit() == []
             assert dump.records() == {job.id: record(job, part) for job in part.jobs.values()}
+            assert dump.output() == {job.id: job.output.entries for job in part.jobs.values()}
             queues = {key: list(index) for key, index in part.queues.items() if index}
             assert dump.queue_order() == queues
             final = {
@@ -253,9 +273,13 @@ class SideBySide(RuleBasedStateMachine):
         self.now_ms += ms
         self.run(self.set_clock(self.now_ms))
 
-    @rule(verb=st.sampled_from(WEIGHED), data=st.data())
-    def step(self, verb: str, data: st.DataObject) -> None:
-        # One rule for all verbs: with a rule each, most programs would hardly use some of them.
+    @rule(card=st.integers(0, 1_000), data=st.data())
+    def step(self, card: int, data: st.DataObject) -> None:
+        # One rule for all verbs, dealt like cards: with a rule each, or drawn freely, most programs would hardly use
+        # some of them.
+        if not self.deck:
+            self.deck = [*WEIGHED, *WEIGHED]
+        verb = self.deck.pop(card % len(self.deck))
         getattr(self, f"step_{verb}")(**data.draw(ARGUMENTS[verb], label=verb))
 
     def step_submit(self, many: list[dict[str, Any]], repeat: bool, choice: int, ms: int) -> None:
@@ -298,6 +322,17 @@ class SideBySide(RuleBasedStateMachine):
         progress = fields.pop("progress")
         items = [Extension(token=self.token(choice), progress=progress) for choice in chosen]
         self.both("extend", lambda store: store.extend(worker, items, **fields))
+
+    def step_output(self, chosen: list[int], repeat: int, dropped: int, entries: list[NewEntry]) -> None:
+        """Go on where the attempt was, mostly; at times repeat the last entries, or skip some that were dropped."""
+        items = []
+        for token in dict.fromkeys(self.token(choice) for choice in chosen):
+            made = max(0, self.made[token] - repeat) + dropped
+            items.append(
+                Output(token=token, made=made, entries=tuple(entries), dropped_lines=dropped // 2, dropped_chunks=1)
+            )
+            self.made[token] = made + len(entries)
+        self.both("output", lambda store: store.output(items))
 
     def step_complete(self, **fields: Any) -> None:
         self.settle(Verb.COMPLETE, **fields)
@@ -410,7 +445,8 @@ class SideBySide(RuleBasedStateMachine):
 
         async def step(store: Store) -> tuple[Any, ...]:
             totals = (await store.queues(), dict(await store.counters()))
-            return await store.get(job_id), await store.input(job_id), await listing(store), *totals
+            followed = await store.follow(job_id, log_after=choice % 4, stream_after=choice % 3, limit=page)
+            return await store.get(job_id), followed, await store.input(job_id), await listing(store), *totals
 
         self.both("look", step)
 

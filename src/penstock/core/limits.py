@@ -18,6 +18,11 @@ SCRIPT_BYTES = MIB
 #: A value up to this size stays in the job's hash, which Redis then keeps as a compact listpack.
 INLINE_BYTES = 64
 ATTEMPT_RECORDS = 20
+#: Entries of output that one attempt hands over in one call.
+OUTPUT_ENTRIES = 500
+#: The longest line of a log, and the largest chunk of a stream, as JSON.
+LINE_BYTES = 8 * KIB
+CHUNK_BYTES = 64 * KIB
 RUN_AT_HORIZON_MS = 3_660 * DAY_MS
 MAX_ATTEMPTS = 1_000
 
@@ -28,12 +33,16 @@ class Limits:
 
     ``max_depth`` bounds the jobs that wait in a queue, queued and delayed ones; 0 is no bound. ``queue_max_depth`` says
     it for single queues. Above ``memory_percent`` of the server's memory limit the API takes no submits; 100 leaves it
-    to the server.
+    to the server. ``log_…`` and ``stream_…`` bound what is kept of the output of each job; the oldest goes.
     """
 
     payload_bytes: int = MIB
     result_bytes: int = MIB
     error_bytes: int = 16 * KIB
+    log_bytes: int = 256 * KIB
+    log_lines: int = 1_000
+    stream_bytes: int = MIB
+    stream_chunks: int = 10_000
     batch_items: int = 10_000
     batch_bytes: int = 64 * MIB
     wait_ms: int = 60 * SECOND_MS

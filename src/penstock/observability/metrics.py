@@ -45,6 +45,13 @@ JOB_COUNTERS: Mapping[str, Declared] = {
         "dropped": "Finished jobs and dead letters removed early because there were too many.",
         "refused": "Jobs refused because their queue held `max_depth` waiting jobs.",
     }.items()
+} | {
+    "log_dropped": Declared(
+        "penstock_log_lines_dropped_total", "counter", ("queue",), "Lines of jobs' logs that are not kept."
+    ),
+    "stream_dropped": Declared(
+        "penstock_stream_chunks_dropped_total", "counter", ("queue",), "Chunks of jobs' streams that are not kept."
+    ),
 }
 QUEUE_DEPTH = Declared("penstock_queue_depth", "gauge", ("queue", "priority"), "Jobs that wait to be claimed.")
 QUEUE_PAUSED = Declared("penstock_queue_paused", "gauge", ("queue",), "1 while the queue is paused, else 0.")

@@ -268,7 +268,7 @@ class _Auditor:
                 self._find("never_vanishes", name, "has no time to live, so that it would stay for ever")
             elif kind == "job":
                 jobs.setdefault(partition, []).append(arguments[0])
-            elif kind in ("input", "result"):
+            elif kind in ("input", "result", "log", "stream"):
                 values.setdefault(partition, []).append((name, arguments[0]))
             else:
                 await self._index(partition, name, kind, arguments)

@@ -37,6 +37,8 @@ KINDS: dict[str, KeyKind] = {
     "job": KeyKind("job:{}", "hash", "one job: short fields, small input and result, ended attempts"),
     "input": KeyKind("job:{}:in", "string", "a job's input when over 64 bytes; JSON"),
     "result": KeyKind("job:{}:out", "string", "a job's result when over 64 bytes; JSON"),
+    "log": KeyKind("job:{}:log", "list", "a job's log lines, oldest first: <attempt>|<Unix ms>|<order>|<JSON>"),
+    "stream": KeyKind("job:{}:stream", "list", "a job's stream of chunks, in the same form"),
     "queue": KeyKind("queue:{}:{}", "zset", "ids queued in a queue at a priority, by seq"),
     "delayed": KeyKind("delayed", "zset", "ids scheduled and retrying, by due time (Unix ms)"),
     "running": KeyKind("running", "zset", "ids running, by lease deadline (Unix ms)"),

@@ -5,9 +5,9 @@ Rules that hold for all verbs:
 * A verb takes many items and answers each, in order. An item stands for itself: one item's error does not stop the
 rest.
 * A job is in exactly one place (``core.states.PLACES``); each transition is atomic. Time is the store's own.
-* ``submit`` repeats safely by id, the settling verbs repeat safely by token, ``claim`` must not be repeated.
-* Every call may raise ``StoreUnavailable`` (it may have happened), ``StoreFull`` (submit only; it did not) or
-  ``StoreMismatch``.
+* ``submit`` repeats safely by id, ``settle`` and ``output`` by token, ``claim`` must not be repeated.
+* Every call may raise ``StoreUnavailable`` (it may have happened), ``StoreFull`` (submit and output only; it did not)
+  or ``StoreMismatch``.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from penstock.core.job import (
     TaskInfo,
     WorkerInfo,
 )
+from penstock.core.output import Followed, Output, OutputCode
 from penstock.core.states import State
 
 
@@ -101,6 +102,13 @@ class JobStore(Protocol):
         the record's outcome is
         ``cancelled``, its error the given value. All but ``COMPLETE``
         leave a record of the attempt (the newest 20 are kept).
+        """
+
+    async def output(self, items: Sequence[Output]) -> list[OutputCode | Exception]:
+        """Store what running attempts log and stream, each under its token (at most ``OUTPUT_ENTRIES`` an item).
+
+        A repeat stores nothing twice. Of each job the newest lines and chunks are kept, to the limits; what goes is
+        counted. Raises ``StoreFull`` at the memory limit: output must not take the room that finishing needs.
         """
 
     async def cancel(self, ids: Sequence[JobId]) -> list[Changed]:
@@ -196,7 +204,7 @@ class JobReader(Protocol):
 
     async def counters(self) -> Mapping[tuple[str, str], int]:
         """Return ever-growing counts by (name, queue): submitted, started, completed, failed, retried,
-        cancelled, expired, lost, poisoned, redriven, deferred, pruned, dropped, refused.
+        cancelled, expired, lost, poisoned, redriven, deferred, pruned, dropped, refused, log_dropped, stream_dropped.
         """
 
     async def tasks(self) -> dict[str, TaskInfo]:
@@ -212,6 +220,23 @@ class JobWaiter(Protocol):
     async def wait_final(self, job_id: JobId, *, timeout_ms: int) -> State | None:
         """Return the state once the job is final or the time is over; None when there is no such job. Wakes
         by signal.
+        """
+
+    async def follow(
+        self,
+        job_id: JobId,
+        *,
+        log_after: int | None = 0,
+        stream_after: int | None = 0,
+        rev: str = "",
+        limit: int = 200,
+        timeout_ms: int = 0,
+    ) -> Followed | None:
+        """Return how a job stands and what output comes after the given positions; None when there is no such job.
+
+        Answers at once when there is such output, or the job is final, or ``rev`` is not the job's; else at the next
+        change, or when the time is over. ``log_after`` or ``stream_after`` None leaves that kind out. A position beyond
+        what was ever stored brings all that is kept.
         """
 
     async def wait_work(self, worker: WorkerName, queues: Sequence[str], *, timeout_ms: int) -> frozenset[str]:

@@ -23,6 +23,9 @@ local function cancel_one(id)
     if not job.cancel then
       redis.call('HSET', K.job(id), 'cancel', requested)
       wake(job.worker)
+      if job.watch then
+        notify(id, job.watch, false)
+      end
     end
     return {'requested', job.status, requested}
   end

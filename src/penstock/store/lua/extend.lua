@@ -10,7 +10,7 @@ local items, lease_ms = cmsgpack.unpack(ARGV[1]), tonumber(ARGV[2])
 
 local function extend_one(item)
   local id = item[1]
-  local job = load(id, {'status', 'attempt', 'nonce', 'cancel'})
+  local job = load(id, {'status', 'attempt', 'nonce', 'cancel', 'watch'})
   if job.status ~= 'running' or tonumber(job.attempt) ~= item[2] or job.nonce ~= item[3] then
     return {'stale'}
   end
@@ -18,6 +18,9 @@ local function extend_one(item)
   redis.call('ZADD', K.running, deadline, id)
   if item[4] ~= '' then
     redis.call('HSET', K.job(id), 'progress', item[4])
+    if job.watch then
+      notify(id, job.watch, false)
+    end
   end
   return {deadline, job.cancel and 1 or 0}
 end

@@ -13,6 +13,7 @@ from penstock.core.states import FINAL_STATES, PLACES, AttemptOutcome, Place, Pr
 from penstock.core.transitions import Event, next_state
 from penstock.store.memory.audit import audit
 from penstock.store.memory.index import Index
+from penstock.store.memory.output import StoredOutput
 from penstock.store.memory.signals import Signals
 
 #: What is kept of a job whose retention is 0, so that its waiters still find it.
@@ -62,6 +63,7 @@ class StoredJob:
     reason: Reason | None = None
     settled: str | None = None
     attempts: dict[int, tuple[Attempt, bytes]] = dataclasses.field(default_factory=dict)
+    output: StoredOutput = dataclasses.field(default_factory=StoredOutput)
 
     def is_held_by(self, token: Token) -> bool:
         """Tell whether a token is the one of the running attempt."""
@@ -121,7 +123,7 @@ class Partition:
         """Forget a job."""
         self._leave(job)
         del self.jobs[job.id]
-        self.signals.finished()
+        self.signals.changed()
 
     def start(self, job: StoredJob, request: ClaimRequest, now_ms: int) -> None:
         """Begin the next attempt."""
@@ -262,6 +264,7 @@ class Partition:
             self.expiry.add(job.id, job.expires_at_ms)
         else:
             self.expiry.discard(job.id)
+        self.signals.changed()
 
     def _finish(self, job: StoredJob, now_ms: int) -> None:
         job.finished_at_ms = now_ms
@@ -273,4 +276,3 @@ class Partition:
         if job.state is not State.FAILED:
             self.finished.add(job.id, now_ms)
         self.counters[_COUNTED_AS[job.state], job.queue] += 1
-        self.signals.finished()

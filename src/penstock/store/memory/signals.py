@@ -43,8 +43,8 @@ class Signals:
         self._woken.add(worker)
         self._beat()
 
-    def finished(self) -> None:
-        """Say that some job became final or went away."""
+    def changed(self) -> None:
+        """Say that some job changed or went away."""
         self._beat()
 
     def close(self) -> None:

@@ -36,9 +36,11 @@ from penstock.core.job import (
     WorkerInfo,
 )
 from penstock.core.limits import DAY_MS, SECOND_MS, Limits
+from penstock.core.output import Followed, Output, OutputCode
 from penstock.core.states import PLACES, AttemptOutcome, Place, Reason, State
 from penstock.core.transitions import Event
 from penstock.store.memory import claiming, reading, sweeps
+from penstock.store.memory.output import DROPPED
 from penstock.store.memory.partition import Partition, StoredJob
 from penstock.store.memory.signals import Signals
 
@@ -97,6 +99,10 @@ class MemoryStore:
     async def settle(self, items: Sequence[Settle]) -> list[Settled | Exception]:
         """End attempts."""
         return [self._guarded(self._settle, item) for item in items]
+
+    async def output(self, items: Sequence[Output]) -> list[OutputCode | Exception]:
+        """Store output."""
+        return [self._guarded(self._output, item) for item in items]
 
     async def cancel(self, ids: Sequence[JobId]) -> list[Changed]:
         """Cancel jobs."""
@@ -225,6 +231,34 @@ class MemoryStore:
         found = self._find(job_id)
         return found[1].state if found else None
 
+    async def follow(
+        self,
+        job_id: JobId,
+        *,
+        log_after: int | None = 0,
+        stream_after: int | None = 0,
+        rev: str = "",
+        limit: int = 200,
+        timeout_ms: int = 0,
+    ) -> Followed | None:
+        """Return how a job stands and what came after."""
+
+        def look() -> Followed | None:
+            found = self._find(job_id)
+            if found is None:
+                return None
+            shown = reading.record(found[1], found[0], values=False)
+            return found[1].output.follow(shown, log_after=log_after, stream_after=stream_after, limit=limit)
+
+        def news() -> bool | None:
+            found = look()
+            is_same = found is not None and not found.entries and not found.state.is_final and found.rev == rev
+            return None if is_same else True
+
+        if timeout_ms > 0:
+            await self._signals.until(news, timeout_ms=timeout_ms)
+        return look()
+
     async def wait_work(self, worker: WorkerName, queues: Sequence[str], *, timeout_ms: int) -> frozenset[str]:
         """Return what there is to do."""
         found = await self._signals.until(lambda: self._signals.take(worker, queues), timeout_ms=timeout_ms)
@@ -319,7 +353,21 @@ class MemoryStore:
         part.running.add(job.id, job.deadline_ms)
         if item.progress:
             job.progress = item.progress
+            self._signals.changed()
         return Extended(deadline_ms=job.deadline_ms, cancel_requested=job.cancel_requested_at_ms is not None)
+
+    def _output(self, item: Output) -> OutputCode:
+        for entry in item.entries:
+            entry.value.decode()
+        found = self._find(item.token.job_id)
+        if found is None or not found[1].is_held_by(item.token):
+            return OutputCode.STALE
+        part, job = found
+        for kind, count in job.output.add(item, self.limits, self._now()).items():
+            if count:
+                part.counters[DROPPED[kind], job.queue] += count
+        self._signals.changed()
+        return OutputCode.DONE
 
     def _settle(self, item: Settle) -> Settled:
         item.value.decode()
@@ -375,6 +423,7 @@ class MemoryStore:
             return Changed(code=ChangeCode.DONE, state=job.state, cancel_requested_at_ms=now_ms)
         if first and job.worker is not None:
             self._signals.wake(job.worker)
+            self._signals.changed()
         return Changed(code=ChangeCode.REQUESTED, state=job.state, cancel_requested_at_ms=job.cancel_requested_at_ms)
 
     def _redrive(self, part: Partition, job: StoredJob, *, early: bool) -> Changed:

@@ -23,6 +23,7 @@ from penstock.core.job import (
     Settled,
     Submitted,
 )
+from penstock.core.output import Followed, Output, OutputCode, OutputEntry, OutputKind, make_mark, merge
 from penstock.core.states import AttemptOutcome, Priority, Reason, State
 
 NO_OPTIONS = JobOptions()
@@ -143,6 +144,69 @@ def settled(answer: Sequence[Any]) -> Settled | Exception:
     if answer[0] == b"error":
         return ItemError(answer[1].decode(errors="replace"))
     return Settled(code=SettleCode(answer[0].decode()), state=STATES.get(answer[1]))
+
+
+def output_item(item: Output) -> list[Any]:
+    """Return the output script's item."""
+    return [
+        item.token.job_id,
+        item.token.attempt,
+        item.token.nonce,
+        item.made,
+        item.dropped_lines,
+        item.dropped_chunks,
+        [entry.kind.value for entry in item.entries],
+        [entry.value.decode() for entry in item.entries],
+    ]
+
+
+def output_code(answer: Sequence[Any]) -> OutputCode | Exception:
+    """Read the output script's answer to one item."""
+    if answer[0] == b"error":
+        return ItemError(answer[1].decode(errors="replace"))
+    return OutputCode(answer[0].decode())
+
+
+def followed(answer: Sequence[Any], limit: int) -> Followed | None:
+    """Read the follow script's answer."""
+    if not answer:
+        return None
+    fields, log, stream = answer
+    status, attempt, counted, lost, no_handler, due, cancel, finished, progress = fields
+    state = STATES[status]
+    entries, more = merge(_entries(OutputKind.LOG, log), _entries(OutputKind.STREAM, stream), limit=limit)
+    return Followed(
+        state=state,
+        attempt=int(attempt or 0),
+        mark=make_mark(
+            state,
+            attempt=int(attempt or 0),
+            counted=int(counted or 0),
+            lost=int(lost or 0),
+            no_handler=int(no_handler or 0),
+            run_at_ms=number(due),
+            cancel_ms=number(cancel),
+            finished_ms=number(finished),
+        ),
+        progress=progress,
+        entries=entries,
+        more=more or limit in (len(log[2]), len(stream[2])),
+        log_dropped=log[1],
+        stream_dropped=stream[1],
+    )
+
+
+def _entries(kind: OutputKind, answer: Sequence[Any]) -> list[OutputEntry]:
+    before, _dropped, texts = answer
+    return [read_entry(kind, position, text) for position, text in enumerate(texts, start=before + 1)]
+
+
+def read_entry(kind: OutputKind, position: int, text: bytes) -> OutputEntry:
+    """Read a stored entry."""
+    attempt, at_ms, order, value = text.split(b"|", 3)
+    return OutputEntry(
+        kind=kind, position=position, order=int(order), attempt=int(attempt), at_ms=int(at_ms), value=value
+    )
 
 
 def changed(answer: Sequence[Any]) -> Changed:

@@ -30,6 +30,7 @@ from penstock.core.job import (
     WorkerInfo,
 )
 from penstock.core.limits import DAY_MS, SCRIPT_BYTES, SCRIPT_ITEMS, TaskDefaults
+from penstock.core.output import Output, OutputCode
 from penstock.core.states import State
 from penstock.store.redis.codec import (
     STATES,
@@ -39,6 +40,8 @@ from penstock.store.redis.codec import (
     confirm_fields,
     new_job_item,
     number,
+    output_code,
+    output_item,
     pack,
     settle_item,
     settled,
@@ -55,6 +58,7 @@ HELD_MIN_AGE_MS = 10_000
 WORKER_LIVE_MS = 60_000
 TASK_KEPT_MS = DAY_MS
 _ITEM_BYTES = 300
+_ENTRY_BYTES = 100
 _NO_BOUNDS = pack({})
 
 
@@ -76,6 +80,7 @@ class RedisJobs:
             Group(self._settle_call(partition), lambda item: len(item.value) + _ITEM_BYTES)
             for partition in range(self.partitions)
         ]
+        self._outputs = [Group(self._output_call(partition), _output_bytes) for partition in range(self.partitions)]
 
     async def _spread(
         self,
@@ -299,6 +304,29 @@ class RedisJobs:
             )
         )
 
+    # output
+
+    def _output_call(self, partition: int) -> Callable[[Sequence[Output]], Awaitable[list[OutputCode | Exception]]]:
+        limits = self._connection.options.limits
+        caps = pack([limits.log_lines, limits.log_bytes, limits.stream_chunks, limits.stream_bytes])
+
+        async def call(items: Sequence[Output]) -> list[OutputCode | Exception]:
+            packed, answers = _pack_items(items, output_item)
+            if packed is None:
+                return [answers[index] for index in range(len(items))]
+            replies = iter(await self._connection.script("output", partition, packed, caps))
+            return [answers[index] if index in answers else output_code(next(replies)) for index in range(len(items))]
+
+        return call
+
+    async def output(self, items: Sequence[Output]) -> list[OutputCode | Exception]:
+        """See ``JobStore.output``. Callers at the same moment share a script call."""
+        return _raise_store_errors(
+            await self._spread(
+                items, lambda item: item.token.job_id, lambda partition, part: self._outputs[partition].add(part)
+            )
+        )
+
     # changes by people
 
     async def _change(self, script: str, ids: Sequence[JobId], *arguments: int) -> list[Changed]:
@@ -396,6 +424,11 @@ class RedisJobs:
                 for command in (("ZREM", keys.key("workers"), worker), ("HDEL", keys.key("worker_info"), worker))
             ]
         )
+
+
+def _output_bytes(item: Output) -> int:
+    # Many short entries take as long as few long ones.
+    return _ITEM_BYTES + sum(len(entry.value) + _ENTRY_BYTES for entry in item.entries)
 
 
 def _pack_items(

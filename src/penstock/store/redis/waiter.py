@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from penstock.core.errors import StoreError, StoreUnavailable
 from penstock.core.ids import JobId, WorkerName, partition_of
+from penstock.core.output import Followed
 from penstock.core.states import State
-from penstock.store.redis.codec import STATES
+from penstock.store.redis.codec import STATES, followed
 from penstock.store.redis.connection import BLOCK_LIMIT_S, Connection
 
 _INBOX_POP = 500
@@ -26,6 +27,7 @@ class RedisWaiter:
         self._partitions = connection.options.partitions
         self._process = secrets.token_urlsafe(9)
         self._waiting: dict[JobId, set[asyncio.Future[None]]] = {}
+        self._following: dict[JobId, set[asyncio.Future[None]]] = {}
         self._listener: asyncio.Task[None] | None = None
         self._stopped = False
 
@@ -59,25 +61,63 @@ class RedisWaiter:
 
     async def wait_final(self, job_id: JobId, *, timeout_ms: int) -> State | None:
         """See ``JobWaiter.wait_final``."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiters = self._waiting.setdefault(job_id, set())
-        waiters.add(future)
-        try:
+        async with self._listening(self._waiting, job_id) as future:
             state = await self._watch(job_id)
             if state is None or state.is_final:
                 return state
-            if not self._stopped and (self._listener is None or self._listener.done()):
-                self._listener = asyncio.get_running_loop().create_task(self._listen())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0 if self._stopped else timeout_ms / 1_000):
-                    await future
-            if self._stopped:
-                raise StoreUnavailable("the store was closed")
+            await self._until(future, timeout_ms)
             return await self._watch_again(job_id)
+
+    @contextlib.asynccontextmanager
+    async def _listening(
+        self, waiting: dict[JobId, set[asyncio.Future[None]]], job_id: JobId
+    ) -> AsyncIterator[asyncio.Future[None]]:
+        """Give a future that is done once the job's id comes to an inbox of this process."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiters = waiting.setdefault(job_id, set())
+        waiters.add(future)
+        try:
+            yield future
         finally:
             waiters.discard(future)
-            if not waiters and self._waiting.get(job_id) is waiters:
-                del self._waiting[job_id]
+            if not waiters and waiting.get(job_id) is waiters:
+                del waiting[job_id]
+
+    async def _until(self, future: asyncio.Future[None], timeout_ms: int) -> None:
+        """Return when the future is done or the time is over."""
+        if not self._stopped and (self._listener is None or self._listener.done()):
+            self._listener = asyncio.get_running_loop().create_task(self._listen())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0 if self._stopped else timeout_ms / 1_000):
+                await future
+        if self._stopped:
+            raise StoreUnavailable("the store was closed")
+
+    async def follow(
+        self,
+        job_id: JobId,
+        *,
+        log_after: int | None = 0,
+        stream_after: int | None = 0,
+        rev: str = "",
+        limit: int = 200,
+        timeout_ms: int = 0,
+    ) -> Followed | None:
+        """See ``JobWaiter.follow``."""
+
+        async def look(process: str) -> Followed | None:
+            partition = partition_of(job_id, self._partitions)
+            seen = [-1 if after is None else after for after in (log_after, stream_after)]
+            return followed(await self._connection.script("follow", partition, job_id, process, *seen, limit), limit)
+
+        if timeout_ms <= 0:
+            return await look("")
+        async with self._listening(self._following, job_id) as future:
+            found = await look(self._process)
+            if found is None or found.entries or found.state.is_final or found.rev != rev:
+                return found
+            await self._until(future, timeout_ms)
+            return await look("")
 
     async def _watch_again(self, job_id: JobId) -> State | None:
         keys = self._connection.keys[partition_of(job_id, self._partitions)]
@@ -89,7 +129,7 @@ class RedisWaiter:
         inboxes = [keys.key("inbox", self._process) for keys in self._connection.keys]
         # What was popped when the connection broke is lost, so that each job that is waited for must be asked for once.
         doubtful: set[JobId] = set()
-        while self._waiting:
+        while self._waiting or self._following:
             try:
                 await self._ask_again(doubtful)
                 answer = await self._connection.block(
@@ -97,10 +137,13 @@ class RedisWaiter:
                 )
             except StoreError:
                 doubtful.update(self._waiting)
+                # Who follows looks again, and is told of the outage.
+                for job_id in list(self._following):
+                    self._wake_waiters(job_id)
                 await asyncio.sleep(_RETRY_S)
                 continue
-            for job_id in answer[1] if answer else ():
-                self._wake_waiters(JobId(job_id.decode()))
+            for raw_id in answer[1] if answer else ():
+                self._wake_waiters(JobId(raw_id.decode()))
 
     async def _ask_again(self, doubtful: set[JobId]) -> None:
         while doubtful:
@@ -112,7 +155,7 @@ class RedisWaiter:
             doubtful.discard(job_id)
 
     def _wake_waiters(self, job_id: JobId) -> None:
-        for future in self._waiting.get(job_id, ()):
+        for future in (*self._waiting.get(job_id, ()), *self._following.get(job_id, ())):
             if not future.done():
                 future.set_result(None)
 
@@ -124,5 +167,5 @@ class RedisWaiter:
             while not self._listener.done():
                 self._listener.cancel()
                 await asyncio.wait({self._listener}, timeout=_CANCEL_AGAIN_S)
-        for job_id in list(self._waiting):
+        for job_id in {*self._waiting, *self._following}:
             self._wake_waiters(job_id)

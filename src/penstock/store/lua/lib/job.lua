@@ -1,4 +1,4 @@
--- Read and write a job's hash and its two value keys.
+-- Read and write a job's hash and the keys beside it.
 local INLINE_BYTES = 64
 
 -- Return the named fields of a job as a table; a missing field is nil. `status` is nil when there is no such job.
@@ -26,7 +26,7 @@ local function put_value(fields, name, key, value)
 end
 
 local function remove_job(id)
-  redis.call('DEL', K.job(id), K.input(id), K.result(id))
+  redis.call('DEL', K.job(id), K.input(id), K.result(id), K.log(id), K.stream(id))
 end
 
 -- Record how the job's latest attempt ended; only the newest records are kept. Errors are opaque JSON; the worker's name may

@@ -45,15 +45,26 @@ local function leave(id, job, status)
   end
 end
 
--- Tell each process that waits for this job.
-local function notify(id, job)
-  for process in string.gmatch(job.watch, '%S+') do
-    local inbox = K.inbox(process)
-    redis.call('RPUSH', inbox, id)
-    redis.call('LTRIM', inbox, -10000, -1)
-    redis.call('EXPIRE', inbox, 120)
+-- Tell the processes that wait for this job: all at its end, at any other change those with a plus. One is told once; it asks
+-- again when it has looked.
+local function notify(id, watch, is_end)
+  local left = ''
+  for name in string.gmatch(watch, '%S+') do
+    local follower = string.match(name, '^%+(.+)$')
+    if follower or is_end then
+      local inbox = K.inbox(follower or name)
+      redis.call('RPUSH', inbox, id)
+      redis.call('LTRIM', inbox, -10000, -1)
+      redis.call('EXPIRE', inbox, 120)
+    else
+      left = left .. ' ' .. name
+    end
   end
-  redis.call('HDEL', K.job(id), 'watch')
+  if left == '' then
+    redis.call('HDEL', K.job(id), 'watch')
+  elseif left ~= ' ' .. watch then
+    redis.call('HSET', K.job(id), 'watch', left)
+  end
 end
 
 -- Put a job into the place that belongs to `status`. `at` is the score: seq, due time, lease deadline or finish time.
@@ -82,9 +93,9 @@ local function enter(id, job, status, at, keep_ms)
     if status ~= 'failed' then
       add(gauges, 'finished', '', 1)
     end
-    if job.watch then
-      notify(id, job)
-    end
+  end
+  if job.watch then
+    notify(id, job.watch, place == 'final')
   end
   if job.expires then
     if (place == 'queue' or place == 'delayed') and tonumber(job.attempt or 0) == 0 then
