@@ -57,7 +57,9 @@ KINDS: dict[str, KeyKind] = {
     "marker": KeyKind("marker:{}", "list", "one element while the queue holds a job and is not paused"),
     "due": KeyKind("due", "list", "one element after an earlier due time was set"),
     "wake": KeyKind("wake:{}", "list", "a worker's wake-ups, at most 16; expires"),
-    "inbox": KeyKind("inbox:{}", "list", "ids that became final, for one waiting process; capped, expires"),
+    "inbox": KeyKind(
+        "inbox:{}", "list", "ids that became final, or with a plus changed, for one waiting process; capped, expires"
+    ),
     "idem": KeyKind(
         "idem:{}",
         "string",

@@ -139,11 +139,13 @@ class RedisWaiter:
                 doubtful.update(self._waiting)
                 # Who follows looks again, and is told of the outage.
                 for job_id in list(self._following):
-                    self._wake_waiters(job_id)
+                    self._wake_waiters(job_id, is_end=False)
                 await asyncio.sleep(_RETRY_S)
                 continue
             for raw_id in answer[1] if answer else ():
-                self._wake_waiters(JobId(raw_id.decode()))
+                text = raw_id.decode()
+                # Who waits for the end must not be woken by other changes.
+                self._wake_waiters(JobId(text.removeprefix("+")), is_end=not text.startswith("+"))
 
     async def _ask_again(self, doubtful: set[JobId]) -> None:
         while doubtful:
@@ -154,8 +156,9 @@ class RedisWaiter:
                     self._wake_waiters(job_id)
             doubtful.discard(job_id)
 
-    def _wake_waiters(self, job_id: JobId) -> None:
-        for future in (*self._waiting.get(job_id, ()), *self._following.get(job_id, ())):
+    def _wake_waiters(self, job_id: JobId, *, is_end: bool = True) -> None:
+        ends = self._waiting.get(job_id, ()) if is_end else ()
+        for future in (*ends, *self._following.get(job_id, ())):
             if not future.done():
                 future.set_result(None)
 

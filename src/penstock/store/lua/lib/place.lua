@@ -46,14 +46,14 @@ local function leave(id, job, status)
 end
 
 -- Tell the processes that wait for this job: all at its end, at any other change those with a plus. One is told once; it asks
--- again when it has looked.
+-- again when it has looked. News that are not the end come with a plus before the id.
 local function notify(id, watch, is_end)
   local left = ''
   for name in string.gmatch(watch, '%S+') do
     local follower = string.match(name, '^%+(.+)$')
     if follower or is_end then
       local inbox = K.inbox(follower or name)
-      redis.call('RPUSH', inbox, id)
+      redis.call('RPUSH', inbox, is_end and id or '+' .. id)
       redis.call('LTRIM', inbox, -10000, -1)
       redis.call('EXPIRE', inbox, 120)
     else
