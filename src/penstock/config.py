@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from penstock.core.durability import Durability
 from penstock.core.durations import parse_duration_ms
 from penstock.core.errors import ConfigError
 from penstock.core.limits import KIB, MIB, Limits, TaskDefaults
@@ -91,6 +92,10 @@ def _choice(*names: str) -> Callable[[str], str]:
         return value.lower()
 
     return parse
+
+
+def _durability(value: str) -> Durability:
+    return Durability(_choice(*(durability.value for durability in Durability))(value))
 
 
 def _boolean(value: str) -> bool:
@@ -234,6 +239,21 @@ class Settings:
     partitions: int = _setting(
         "PENSTOCK_PARTITIONS", 1, _power_of_two,
         "Partitions of the data, a power of two; fixed once jobs are stored. One is right for one server.", "store",
+    )  # fmt: skip
+    durability: Durability = _setting(  # noqa: RUF009 - makes a dataclass field
+        "PENSTOCK_DURABILITY", Durability.MEMORY, _durability,
+        "What a 2xx to a submit means. `memory`: Redis has the job in memory. `fsync`: it is on disk (needs Redis or "
+        "Valkey 7.2 with `appendonly yes` and `appendfsync always`; `penstock up` sets it for its own). `replica`: the "
+        "replicas have it too. A server that cannot give it stops the start.", "durability", shown="memory",
+    )  # fmt: skip
+    durability_replicas: int = _setting(
+        "PENSTOCK_DURABILITY_REPLICAS", 0, _integer(0, 100),
+        "Replicas that must have a job with `replica`: all that may be elected. 0 is as many as are connected at the "
+        "start.", "durability", shown="those connected at the start",
+    )  # fmt: skip
+    durability_timeout_ms: int = _setting(
+        "PENSTOCK_DURABILITY_TIMEOUT", 5_000, _duration(50, 60_000),
+        "Time that disk or replicas get to confirm; then a submit is answered with 503.", "durability", shown="5s",
     )  # fmt: skip
     queues: tuple[tuple[str, int | None], ...] | None = _setting(
         "PENSTOCK_QUEUES", None, _queues,
@@ -405,7 +425,13 @@ class Settings:
         from penstock.store import StoreOptions
 
         return StoreOptions(
-            redis_url=redis_url, namespace=self.namespace, partitions=self.partitions, limits=self.limits
+            redis_url=redis_url,
+            namespace=self.namespace,
+            partitions=self.partitions,
+            limits=self.limits,
+            durability=self.durability,
+            durability_replicas=self.durability_replicas,
+            durability_timeout_ms=self.durability_timeout_ms,
         )
 
     def api_options(self) -> ApiOptions:

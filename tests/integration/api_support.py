@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,11 +32,14 @@ import json, sys
 from penstock.api.options import ApiOptions
 from penstock.api.server import serve
 from penstock.observability.logs import configure_logging
+from penstock.core.durability import Durability
 from penstock.store import StoreOptions
 options, store_options = json.loads(sys.argv[1])
 configure_logging(json=True, level="info")
 if "api_keys" in options:
     options["api_keys"] = tuple(options["api_keys"])
+if "durability" in store_options:
+    store_options["durability"] = Durability(store_options["durability"])
 def listening(host, port):
     print(json.dumps([host, port]), flush=True)
 serve(ApiOptions(port=0, **options), StoreOptions(**store_options), on_listening=listening)
@@ -111,9 +114,17 @@ class Process:
 
 
 @contextlib.contextmanager
-def api_process(redis_url: str, namespace: str, *, partitions: int = 1, **options: Any) -> Iterator[Process]:
+def api_process(
+    redis_url: str,
+    namespace: str,
+    *,
+    partitions: int = 1,
+    store_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Iterator[Process]:
     """Start the API as a process; it listens when this yields, and is gone afterwards."""
-    arguments = json.dumps([options, {"redis_url": redis_url, "namespace": namespace, "partitions": partitions}])
+    store = {"redis_url": redis_url, "namespace": namespace, "partitions": partitions, **(store_options or {})}
+    arguments = json.dumps([options, store])
     with tempfile.TemporaryDirectory(prefix="penstock-api-") as folder:
         log = Path(folder) / "log"
         with (

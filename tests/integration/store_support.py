@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,15 @@ async def store_at(url: str, namespace: str = "test", **options: Any) -> AsyncIt
 class Server:
     """Run a Valkey of the test's own, on one port through all its restarts."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, prefix: Sequence[str] = ()) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = folder
         self._arguments = arguments
+        #: A command that runs the server; empty again for a plain restart.
+        self.prefix = prefix
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -79,7 +81,9 @@ class Server:
 
         command = [get_binary_path(), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder)]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always", *self._arguments]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self._process = subprocess.Popen(
+            [*self.prefix, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         assert self._process.stdout is not None
         lines = []
         for line in self._process.stdout:

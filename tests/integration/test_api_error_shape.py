@@ -184,7 +184,7 @@ async def test_store_full_and_mismatch() -> None:
     async with client_of(app) as client:
         check(await client.post("/submit", json={"task": "a"}), 503, "store_full")
         check(await client.post("/jobs/batch", json=[{"task": "a"}]), 503, "store_full")
-        assert app.services.is_full
+        assert app.services.refusal is not None
     async with client_of(app_of(DownStore(StoreMismatch("4 partitions, not 1")))) as client:
         response = await client.get("/queues")
         assert (response.status_code, response.json()["code"]) == (503, "store_mismatch")
@@ -195,7 +195,7 @@ async def test_readiness_while_the_store_is_full() -> None:
     app = app_of(memory_store())
     async with client_of(app) as client:
         assert (await client.get("/health/ready")).status_code == 200
-        app.services.note_submit(full=True)
+        app.services.note_submit(StoreFull())
         check(await client.get("/health/ready"), 503, "store_full")
         assert (await client.get("/health")).status_code == 200
         assert (await client.post("/submit", json={"task": "a"})).status_code == 202
@@ -271,7 +271,7 @@ async def test_prefer_that_cannot_be(prefer: str) -> None:
 def test_every_kind_is_documented_somewhere() -> None:
     described = json.dumps(DOCUMENT)
     # These come before any route is known, or from what no route can foresee.
-    anywhere = {"bad_request", "route_not_found", "method_not_allowed", "store_mismatch"}
+    anywhere = {"bad_request", "route_not_found", "method_not_allowed", "store_mismatch", "store_unfit"}
     for kind in KINDS:
         assert kind.code in anywhere or f"`{kind.code}`" in described
 

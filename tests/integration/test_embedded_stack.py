@@ -38,6 +38,13 @@ def ended_by(run: subprocess.Popen[bytes], number: signal.Signals) -> bool:
     return run.poll() is not None
 
 
+def test_the_server_syncs_each_write_where_it_is_told(stack: Stack) -> None:
+    run = stack.start_ready(syncs_each_write=True)
+    with stack.client() as client:
+        assert client.config_get("appendfsync") == {"appendfsync": "always"}
+    stop(stack, run)
+
+
 def test_the_server_keeps_everything_and_lets_in_only_its_owner(stack: Stack) -> None:
     run = stack.start_ready()
     with stack.client() as client:

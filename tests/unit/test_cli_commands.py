@@ -156,6 +156,7 @@ def test_input_comes_from_files_stdin_or_text(
         (["doctor"], "--redis-url"),
         (["api", "--host", "0.0.0.0", "--redis-url", "redis://127.0.0.1:1"], "PENSTOCK_API_KEYS"),
         (["up", "--host", "0.0.0.0"], "--insecure"),
+        (["up", "--durability", "replica"], "has no replica"),
     ],
 )
 def test_wrong_usage_is_one_line_that_names_it(

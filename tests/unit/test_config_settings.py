@@ -10,6 +10,7 @@ import pytest
 
 from penstock import config
 from penstock.config import SETTINGS, Settings, load, mask
+from penstock.core.durability import Durability
 from penstock.core.errors import ConfigError
 from penstock.core.limits import Limits, TaskDefaults
 
@@ -41,6 +42,9 @@ def test_a_flag_wins_over_its_variable() -> None:
         ("PENSTOCK_MAX_DEPTH", "5000", "max_depth", 5_000),
         ("PENSTOCK_QUEUE_MAX_DEPTH", "mail:5000, a:b:0", "queue_max_depth", (("mail", 5_000), ("a:b", 0))),
         ("PENSTOCK_MEMORY_PERCENT", "75", "memory_percent", 75),
+        ("PENSTOCK_DURABILITY", "FSYNC", "durability", Durability.FSYNC),
+        ("PENSTOCK_DURABILITY_REPLICAS", "2", "durability_replicas", 2),
+        ("PENSTOCK_DURABILITY_TIMEOUT", "500ms", "durability_timeout_ms", 500),
         ("PENSTOCK_LEASE", "1m", "lease_ms", 60_000),
         ("PENSTOCK_LEASE", "2.5", "lease_ms", 2_500),
         ("PENSTOCK_DRAIN", "PT30S", "drain_ms", 30_000),
@@ -64,6 +68,8 @@ def test_values_are_parsed(variable: str, text: str, name: str, value: object) -
 @pytest.mark.parametrize(
     ("variable", "text"),
     [
+        ("PENSTOCK_DURABILITY", "disk"),
+        ("PENSTOCK_DURABILITY_TIMEOUT", "0"),
         ("PENSTOCK_PORT", "http"),
         ("PENSTOCK_PORT", "65536"),
         ("PENSTOCK_PORT", "-1"),

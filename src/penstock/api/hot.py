@@ -12,6 +12,8 @@ from penstock.api.exchange import Exchange, Reply
 from penstock.api.fields import Checker
 from penstock.api.problems import (
     BODY_TOO_LARGE,
+    DOUBTFUL,
+    NOT_DURABLE,
     QUEUE_FULL,
     RETRY_AFTER_SECONDS,
     STOPPING,
@@ -36,7 +38,10 @@ HotRoute = Callable[[Exchange], Awaitable[Reply]]
 
 #: Jobs that a batch gives to the store at once; parsing the next ones goes on meanwhile.
 CHUNK_ITEMS = 500
-_MAYBE = "The job may or may not have been taken; GET /jobs/{id} tells."
+_MAYBE = (
+    "The job may or may not have been taken; GET /jobs/{id} tells, and sending it again is safe with the same "
+    "Idempotency-Key."
+)
 _REPLAYED = (b"idempotency-replayed", b"true")
 _encoder = msgspec.json.Encoder()
 
@@ -83,12 +88,9 @@ class HotRoutes:
             if isinstance(answer, Exception):
                 raise answer
         except StoreError as error:
-            services.note_submit(full=isinstance(error, StoreFull))
-            problem = from_exception(error, detail=_MAYBE.format(id=job.id))
-            if problem.kind is STORE_UNAVAILABLE:
-                problem.extra["job_id"] = job.id
-            raise problem from error
-        services.note_submit(full=False)
+            services.note_submit(error)
+            raise _problem_of(error, job) from error
+        services.note_submit()
         exchange.job_id = answer.id
         answer_headers: tuple[tuple[bytes, bytes], ...] = ((b"location", f"/jobs/{answer.id}".encode()),)
         if answer.replayed:
@@ -160,7 +162,7 @@ class HotRoutes:
             if in_flight is not None:
                 items += await in_flight
                 in_flight = None
-            if items and items[-1].error is not None and items[-1].error.code == STORE_UNAVAILABLE.code:
+            if items and items[-1].error is not None and items[-1].error.code in DOUBTFUL:
                 # The store is away: trying each further chunk would only add its time limits up.
                 items += [_not_tried(start + offset, item) for offset, item in enumerate(parsed)]
                 continue
@@ -179,9 +181,9 @@ class HotRoutes:
             if jobs:
                 await self._refuse_when_nearly_full()
                 answers = await services.store.submit(jobs)
-                services.note_submit(full=any(isinstance(answer, StoreFull) for answer in answers))
+                services.note_submit(next((answer for answer in answers if isinstance(answer, StoreFull)), None))
         except StoreError as error:
-            services.note_submit(full=isinstance(error, StoreFull))
+            services.note_submit(error)
             answers = [error] * len(jobs)
         remaining = iter(zip(jobs, answers, strict=True))
         items: list[BatchItem] = []
@@ -195,10 +197,7 @@ class HotRoutes:
                     services.metrics.replayed()
                 items.append(BatchItem(index=index, id=answer.id, status=answer.state, replayed=answer.replayed))
                 continue
-            problem = from_exception(answer, detail=_MAYBE.format(id=job.id))
-            if problem.kind is STORE_UNAVAILABLE:
-                problem.extra["job_id"] = job.id
-            items.append(BatchItem(index=index, error=problem.item()))
+            items.append(BatchItem(index=index, error=_problem_of(answer, job).item()))
         return items
 
     async def _submission(self, exchange: Exchange, idempotency: IdempotencyHeader | None = None) -> Submission:
@@ -239,6 +238,13 @@ class HotRoutes:
             )
 
 
+def _problem_of(error: Exception, job: NewJob) -> ApiError:
+    problem = from_exception(error, detail=_MAYBE.format(id=job.id))
+    if problem.kind.code in DOUBTFUL:
+        problem.extra["job_id"] = job.id
+    return problem
+
+
 def _refuse_key_of_a_batch(headers: Mapping[bytes, bytes]) -> None:
     if b"idempotency-key" in headers:
         detail = "a batch has no key of its own; give each item an 'idempotency_key'"
@@ -272,11 +278,14 @@ def _refuse_when_nothing_was_taken(items: Sequence[BatchItem], taken: int) -> No
                 headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
             )
         return
-    worst = max(refused, key=lambda problem: problem.code == STORE_UNAVAILABLE.code)
-    if worst.code == STORE_UNAVAILABLE.code:
+    doubtful = {problem.code for problem in refused} & DOUBTFUL
+    if doubtful:
+        kind = NOT_DURABLE if NOT_DURABLE.code in doubtful else STORE_UNAVAILABLE
+        why = "neither disk nor replicas confirmed them" if kind is NOT_DURABLE else "the store did not answer"
         raise ApiError(
-            STORE_UNAVAILABLE,
-            "The jobs may or may not have been taken: the store did not answer.",
+            kind,
+            f"The jobs may or may not have been taken: {why}. Sending them again is safe for those with an "
+            "'idempotency_key'.",
             headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
         )
     raise from_exception(StoreFull())

@@ -12,11 +12,13 @@ from penstock.core.errors import (
     FieldError,
     InvalidRequest,
     KeyReused,
+    NotDurable,
     PenstockError,
     QueueFull,
     StoreFull,
     StoreMismatch,
     StoreUnavailable,
+    StoreUnfit,
 )
 
 PROBLEM_JSON = "application/problem+json"
@@ -49,8 +51,10 @@ INVALID_REQUEST = Kind("invalid_request", 422, "Fields of the request are wrong"
 QUEUE_FULL = Kind("queue_full", 429, "The queue is full")
 INTERNAL_ERROR = Kind("internal_error", 500, "Something went wrong inside")
 STORE_UNAVAILABLE = Kind("store_unavailable", 503, "The store does not answer")
+NOT_DURABLE = Kind("not_durable", 503, "The disk or the replicas did not confirm in time")
 STORE_FULL = Kind("store_full", 503, "The store is at its memory limit")
 STORE_MISMATCH = Kind("store_mismatch", 503, "The store holds data of another format")
+STORE_UNFIT = Kind("store_unfit", 503, "The server lacks what is needed")
 STOPPING = Kind("stopping", 503, "The server is stopping")
 
 KINDS: tuple[Kind, ...] = (
@@ -71,10 +75,15 @@ KINDS: tuple[Kind, ...] = (
     QUEUE_FULL,
     INTERNAL_ERROR,
     STORE_UNAVAILABLE,
+    NOT_DURABLE,
     STORE_FULL,
     STORE_MISMATCH,
+    STORE_UNFIT,
     STOPPING,
 )
+
+#: The codes of problems that leave open whether something was stored.
+DOUBTFUL = frozenset({STORE_UNAVAILABLE.code, NOT_DURABLE.code})
 
 #: What ``errors[].code`` can be, with its meaning.
 FIELD_CODES: Mapping[str, str] = {
@@ -204,8 +213,12 @@ def from_exception(error: BaseException, *, detail: str = "") -> ApiError:
             return ApiError(QUEUE_FULL, detail, headers=retry)
         case StoreFull():
             return ApiError(STORE_FULL, "Nothing was stored; try again once there is room.", headers=retry)
+        case StoreUnfit():
+            return ApiError(STORE_UNFIT, f"{error}")
         case StoreMismatch():
             return ApiError(STORE_MISMATCH, f"{error}")
+        case NotDurable():
+            return ApiError(NOT_DURABLE, f"{lead}{error}", headers=retry)
         case StoreUnavailable():
             return ApiError(STORE_UNAVAILABLE, f"{lead}{error}", headers=retry)
         case _:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from penstock.api.options import ApiOptions
 from penstock.api.submission import SubmissionParser
 from penstock.api.views import JobRenderer
-from penstock.core.errors import StoreError
+from penstock.core.errors import NotDurable, StoreError, StoreFull
 from penstock.core.ids import HOMES, JobId, make_job_id
 from penstock.core.job import TaskInfo
 from penstock.observability.metrics import HttpMetrics
@@ -25,8 +25,8 @@ _MEMORY_FRESH_MS = 1_000
 _MEMORY_STALE_MS = 5_000
 _MEMORY_PATIENCE_S = 0.5
 _WHOLE = 100
-#: How long a refusal for want of memory makes the API not ready, in ms.
-_FULL_MS = 10_000
+#: How long a refusal for want of memory, or of a confirmation by disk or replicas, makes the API not ready, in ms.
+_REFUSED_MS = 10_000
 
 
 def unix_ms() -> int:
@@ -147,17 +147,19 @@ class Services:
         self.parser = SubmissionParser()
         self.metrics = HttpMetrics()
         self.stopping = asyncio.Event()
-        self._full_at_ms: int | None = None
+        self._refusal: StoreError | None = None
+        self._refused_at_ms = 0
 
     async def renderer(self) -> JobRenderer:
         """Return what shows jobs."""
         return JobRenderer(await self.tasks.get(), self.options.defaults, self.options.limits)
 
-    def note_submit(self, *, full: bool) -> None:
-        """Remember whether the last submit was refused for want of memory."""
-        self._full_at_ms = self.clock() if full else None
+    def note_submit(self, error: StoreError | None = None) -> None:
+        """Remember how the last submit ended: for want of memory, or of a confirmation by disk or replicas."""
+        self._refusal = error if isinstance(error, StoreFull | NotDurable) else None
+        self._refused_at_ms = self.clock()
 
     @property
-    def is_full(self) -> bool:
-        """Tell whether a submit was refused for want of memory a short while ago."""
-        return self._full_at_ms is not None and self.clock() - self._full_at_ms < _FULL_MS
+    def refusal(self) -> StoreError | None:
+        """Return why the last submit was refused, if that was a short while ago."""
+        return self._refusal if self.clock() - self._refused_at_ms < _REFUSED_MS else None

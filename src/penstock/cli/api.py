@@ -9,7 +9,7 @@ app = new_app()
 
 
 @app.command()
-@with_settings("api", "store", "logs", "limits")
+@with_settings("api", "store", "durability", "logs", "limits")
 def api(*, settings: Settings) -> None:
     """Run the HTTP API until SIGINT or SIGTERM.
 

@@ -15,7 +15,7 @@ _SHOWN = 100
 
 
 @app.command()
-@with_settings("store")
+@with_settings("store", "durability")
 def doctor(*, as_json: JsonFlag = False, settings: Settings) -> int:
     """Check the connection, the server's version and settings, and that each job is in exactly one place.
 

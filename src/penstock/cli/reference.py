@@ -37,6 +37,7 @@ _SECTIONS = {
     "client": "Client commands and `penstock.Client`",
     "api": "API (`penstock api`, `penstock up`)",
     "store": "Redis or Valkey (`penstock api`, `worker`, `up`, `doctor`, `health`)",
+    "durability": "Durability (`penstock api`, `up`, `doctor`)",
     "worker": "Worker (`penstock worker`, `penstock up`)",
     "ai": "AI jobs (`penstock worker`, `penstock up`)",
     "logs": "Log (`penstock api`, `worker`, `up`)",

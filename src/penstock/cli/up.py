@@ -11,6 +11,8 @@ import typer
 from penstock.cli.flags import JsonFlag, new_app, with_settings
 from penstock.cli.output import print_json
 from penstock.config import Settings
+from penstock.core.durability import Durability
+from penstock.core.errors import ConfigError
 
 app = new_app()
 
@@ -21,7 +23,7 @@ Modules = Annotated[
 
 
 @app.command()
-@with_settings("api", "store", "worker", "logs", "ai", "limits")
+@with_settings("api", "store", "durability", "worker", "logs", "ai", "limits")
 def up(modules: Modules = None, *, as_json: JsonFlag = False, settings: Settings, child_env: dict[str, str]) -> int:
     """Run Valkey, the API and a worker until Ctrl-C; the data stays in the data folder.
 
@@ -37,6 +39,9 @@ def up(modules: Modules = None, *, as_json: JsonFlag = False, settings: Settings
     # Wrong settings stop us here, before anything runs.
     settings.api_options()
     settings.worker_options(tuple(modules or ()))
+    if settings.durability is Durability.REPLICA and settings.redis_url is None:
+        detail = "the server that runs here has no replica: name one that has with --redis-url, or take fsync"
+        raise ConfigError("PENSTOCK_DURABILITY", detail)
     # Not the folder that we stand in but ours comes first: a user's `queue.py` must not replace Python's.
     python = [sys.executable, "-P", "-m", "penstock"]
 
@@ -52,6 +57,7 @@ def up(modules: Modules = None, *, as_json: JsonFlag = False, settings: Settings
             host=settings.host,
             port=settings.port,
             redis_url=settings.redis_url,
+            syncs_each_write=settings.durability is Durability.FSYNC,
             api_argv=[*python, "api"],
             worker_argv=[*python, "worker", "--", *(modules or ())],
             api_ready_url=f"{_local_url(settings)}/health/ready",

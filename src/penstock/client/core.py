@@ -278,7 +278,7 @@ class ClientCore:
             else:
                 error = _api_error(answer, path)
                 # Of a submit only what may have happened; a plain refusal is the caller's to weigh.
-                doubtful = repeatable and error.code == "store_unavailable"
+                doubtful = repeatable and error.code in {"store_unavailable", "not_durable"}
                 if not (method == "GET" or doubtful) or not isinstance(error, ServerUnavailable):
                     raise error
             if repeat == retries:

@@ -9,9 +9,11 @@
     ├── KeyReused               an idempotency key came with another body
     ├── StoreError
     │   ├── StoreUnavailable    no answer, or the server says "not now"; the call may or may not have happened
+    │   │   └── NotDurable      neither disk nor replicas have confirmed in time what was written
     │   ├── StoreFull           the server is at its memory limit; nothing was written
     │   ├── QueueFull           the queue holds as many jobs as it may; this job was not taken
     │   └── StoreMismatch       the data belongs to another format or number of partitions
+    │       └── StoreUnfit      the server lacks what this release or the settings need
     └── TaskError               a task is defined wrongly (two of one name, unusable signature)
 """
 
@@ -76,6 +78,10 @@ class StoreUnavailable(StoreError):
     """Say that the store gave no answer or asked to come back later."""
 
 
+class NotDurable(StoreUnavailable):
+    """Say that the disk or the replicas did not confirm in time what was written; it may stand all the same."""
+
+
 class StoreFull(StoreError):
     """Say that the store is at its memory limit and refused to write."""
 
@@ -90,6 +96,10 @@ class QueueFull(StoreError):
 
 class StoreMismatch(StoreError):
     """Say that the stored data has another format or number of partitions than the settings."""
+
+
+class StoreUnfit(StoreMismatch):
+    """Say that the server lacks what this release or the settings need; the text names it."""
 
 
 class TaskError(PenstockError):

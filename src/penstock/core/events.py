@@ -35,6 +35,8 @@ THREAD_RETURNED = "thread.returned"
 
 STORE_LOST = "store.lost"
 STORE_BACK = "store.back"
+#: A setting of the server makes the chosen durability weak.
+STORE_ADVICE = "store.advice"
 SETTLE_FAILED = "settle.failed"
 LOOP_FAILED = "loop.failed"
 
@@ -68,6 +70,7 @@ EVENTS = frozenset(
         THREAD_RETURNED,
         STORE_LOST,
         STORE_BACK,
+        STORE_ADVICE,
         SETTLE_FAILED,
         LOOP_FAILED,
         API_STARTED,

@@ -48,6 +48,8 @@ class StackOptions:
     """Where the API will listen; checked before anything starts."""
     redis_url: str | None = None
     """A Redis or Valkey that runs elsewhere; None starts our own."""
+    syncs_each_write: bool = False
+    """Whether our own server writes to the disk before it answers, rather than each second."""
     api_argv: Sequence[str]
     worker_argv: Sequence[str]
     api_ready_url: str
@@ -137,7 +139,7 @@ async def _start(
 
 async def _start_valkey(options: StackOptions, data_dir: Path, supervisor: Supervisor) -> str:
     """Start the server, on another port when the one found free was taken meanwhile; return its address."""
-    valkey = EmbeddedValkey(data_dir)
+    valkey = EmbeddedValkey(data_dir, syncs_each_write=options.syncs_each_write)
     for attempt in range(1, _PORT_ATTEMPTS + 1):
         try:
             await supervisor.start(valkey.child(options.env))

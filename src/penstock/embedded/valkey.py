@@ -39,7 +39,7 @@ dir .
 logfile ""
 loglevel notice
 appendonly yes
-appendfsync everysec
+appendfsync {fsync}
 aof-load-truncated yes
 save ""
 maxmemory-policy noeviction
@@ -82,13 +82,15 @@ def server_environment(env: Mapping[str, str], root: Path = Path("/usr")) -> Map
 class EmbeddedValkey:
     """Own the server's files in a data folder and describe the server as a child to supervise.
 
-    The server listens on loopback with a password from a 0600 file, appends each write to disk (fsync each second) and
-    refuses writes rather than evicting. Its port stays the same for as long as this object lives, and from one run to
-    the next where it is still free, so that workers in other terminals find it again.
+    The server listens on loopback with a password from a 0600 file, appends each write to disk (synced each second, or
+    with ``syncs_each_write`` before it answers) and refuses writes rather than evicting. Its port stays the same for as
+    long as this object lives, and from one run to the next where it is still free, so that workers in other terminals
+    find it again.
     """
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *, syncs_each_write: bool = False) -> None:
         self._data_dir = data_dir
+        self._fsync = "always" if syncs_each_write else "everysec"
         self._binary = find_server_binary()
         self._log_offset = 0
         try:
@@ -143,7 +145,7 @@ class EmbeddedValkey:
         lock = open_private(self._data_dir / _SERVER_LOCK_NAME, os.O_RDWR)
         try:
             await self._take_over(lock)
-            config = _CONFIG.format(host=HOST, port=self.port, password=self._password)
+            config = _CONFIG.format(host=HOST, port=self.port, password=self._password, fsync=self._fsync)
             write_private(self._data_dir / _CONFIG_NAME, config.encode())
             log = self._data_dir / _LOG_NAME
             self._log_offset = log.stat().st_size if log.exists() else 0

@@ -81,6 +81,19 @@ STORE_MEMORY = Declared("penstock_store_memory_bytes", "gauge", (), "Memory that
 STORE_MEMORY_LIMIT = Declared(
     "penstock_store_memory_limit_bytes", "gauge", (), "Its `maxmemory`; 0 means that it has none."
 )
+DURABILITY_WAIT = Declared(
+    "penstock_durability_wait_seconds",
+    "histogram",
+    (),
+    "Time from sending a group of submits until the disk or the replicas confirmed it, or the wait ended without; "
+    "empty with durability `memory`.",
+)
+DURABILITY_UNCONFIRMED = Declared(
+    "penstock_durability_unconfirmed_total",
+    "counter",
+    (),
+    "Groups of submits that neither disk nor replicas confirmed in time; their submits got 503.",
+)
 SUBMITS_REFUSED = Declared(
     "penstock_submits_refused_total",
     "counter",
@@ -106,6 +119,8 @@ METRICS: tuple[Declared, ...] = (
     SUBMITS_REPLAYED,
     HTTP_DURATION,
     SUBMITS_REFUSED,
+    DURABILITY_WAIT,
+    DURABILITY_UNCONFIRMED,
 )
 
 _DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
@@ -140,6 +155,10 @@ class HttpMetrics:
         refused = Counter(SUBMITS_REFUSED.name, SUBMITS_REFUSED.help, SUBMITS_REFUSED.labels, registry=self.registry)
         # There from the start: a rate misses the start of one that appears late.
         self._refused = {code: refused.labels(code) for code in REFUSALS}
+        self._waits = Histogram(
+            DURABILITY_WAIT.name, DURABILITY_WAIT.help, buckets=_DURATION_BUCKETS, registry=self.registry
+        )
+        self._unconfirmed = Counter(DURABILITY_UNCONFIRMED.name, DURABILITY_UNCONFIRMED.help, registry=self.registry)
         # Finding a child by its labels costs more than counting in it.
         self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
@@ -157,6 +176,12 @@ class HttpMetrics:
             self._known[key] = children
         children[0].inc()
         children[1].observe(seconds)
+
+    def observe_wait(self, seconds: float, confirmed: bool) -> None:
+        """Count one wait for disk or replicas."""
+        self._waits.observe(seconds)
+        if not confirmed:
+            self._unconfirmed.inc()
 
     def replayed(self) -> None:
         """Count one submit that got the first answer of its idempotency key."""

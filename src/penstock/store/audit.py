@@ -11,15 +11,15 @@ import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
 
-from penstock.core.errors import StoreError, StoreUnavailable
+from penstock.core.errors import StoreError, StoreUnavailable, StoreUnfit
 from penstock.core.ids import parse_job_id, partition_of
 from penstock.core.states import State
 from penstock.store.keys import KINDS, anchor_key
 from penstock.store.options import StoreOptions
 from penstock.store.redis.codec import pack
 from penstock.store.redis.connection import FORMAT, Connection
+from penstock.store.redis.server import product, read_info, read_setting, text_of, version_problem
 
 _CHUNK = 200
 _PAGE = 1_000
@@ -83,32 +83,29 @@ async def audit(options: StoreOptions, *, progress: Callable[[int], None] | None
 
 async def _server_checks(connection: Connection) -> list[Check]:
     checks = [Check(name="connection", status="ok", detail="the server answers")]
-    info = await _info(connection)
+    info = await read_info(connection.command)
     partitions = connection.options.partitions
     checks.append(_version_check(info))
     checks.append(Check(name="format", status="ok", detail=f"{FORMAT}, partitions: {partitions}"))
     checks.append(await _script_check(connection))
     checks += _persistence_checks(
-        await _setting(connection, "appendonly") or _AOF.get(info.get("aof_enabled", "")),
-        await _setting(connection, "appendfsync"),
+        await read_setting(connection.command, "appendonly") or _AOF.get(info.get("aof_enabled", "")),
+        await read_setting(connection.command, "appendfsync"),
     )
-    policy = await _setting(connection, "maxmemory-policy") or info.get("maxmemory_policy")
+    policy = await read_setting(connection.command, "maxmemory-policy") or info.get("maxmemory_policy")
     checks.append(_policy_check(policy))
-    limit = await _setting(connection, "maxmemory") or info.get("maxmemory")
+    checks.append(await _durability_check(connection))
+    limit = await read_setting(connection.command, "maxmemory") or info.get("maxmemory")
     checks.append(_memory_check(limit, info.get("used_memory")))
     return checks
 
 
 def _version_check(info: dict[str, str]) -> Check:
-    name = "Valkey" if "valkey_version" in info else "Redis"
-    version = info.get("valkey_version") or info.get("redis_version")
-    if version is None:
+    known = product(info)
+    if known is None:
         return Check(name="version", status="unknown", detail="the server forbids INFO")
-    minimum = (7, 2) if name == "Valkey" else (7, 0)
-    if tuple(int(part) for part in version.split(".")[:2]) >= minimum:
-        return Check(name="version", status="ok", detail=f"{name} {version}")
-    wanted = ".".join(map(str, minimum))
-    return Check(name="version", status="error", detail=f"{name} {version}; {wanted} or later is needed")
+    problem = version_problem(info)
+    return Check(name="version", status="error" if problem else "ok", detail=problem or " ".join(known))
 
 
 def _persistence_checks(appendonly: str | None, fsync: str | None) -> list[Check]:
@@ -120,6 +117,18 @@ def _persistence_checks(appendonly: str | None, fsync: str | None) -> list[Check
     known = Check(name="appendfsync", status="ok", detail=fsync or "")
     unknown = Check(name="appendfsync", status="unknown", detail="the server forbids CONFIG")
     return [Check(name=name, status="ok", detail="append-only file"), known if fsync else unknown]
+
+
+async def _durability_check(connection: Connection) -> Check:
+    wanted = connection.options.durability.value
+    try:
+        await connection.check()
+    except StoreUnfit as error:
+        return Check(name="durability", status="error", detail=f"{error}")
+    except StoreError as error:
+        return Check(name="durability", status="unknown", detail=f"{wanted}: {error}")
+    advice = connection.barrier.advice
+    return Check(name="durability", status="warning" if advice else "ok", detail=f"{wanted}{advice and ': ' + advice}")
 
 
 def _policy_check(policy: str | None) -> Check:
@@ -150,32 +159,6 @@ async def _script_check(connection: Connection) -> Check:
     except StoreUnavailable:
         return Check(name="scripts", status="unknown", detail="the server forbids SCRIPT EXISTS")
     return Check(name="scripts", status="ok", detail=f"{loaded} of {len(shas)} of this release are loaded")
-
-
-async def _setting(connection: Connection, name: str) -> str | None:
-    """Return a server setting; None where CONFIG is forbidden or renamed."""
-    try:
-        answer = await connection.command("CONFIG", "GET", name)
-    except StoreError:
-        return None
-    values = list(answer.values()) if isinstance(answer, dict) else answer[1:2]
-    return _text(values[0]) if values else None
-
-
-async def _info(connection: Connection) -> dict[str, str]:
-    """Return what INFO tells; nothing where it is forbidden."""
-    try:
-        answer = await connection.command("INFO")
-    except StoreError:
-        return {}
-    if isinstance(answer, dict):
-        return {_text(name): _text(value) for name, value in answer.items()}
-    lines = (line.partition(":") for line in _text(answer).splitlines() if ":" in line)
-    return {name: value for name, _, value in lines}
-
-
-def _text(value: Any) -> str:
-    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 class _Auditor:
@@ -218,7 +201,7 @@ class _Auditor:
                 raise
             except StoreError:
                 return True  # a wrong type, which is a finding of its own
-            self._queues[partition] = {_text(name) for name in names}
+            self._queues[partition] = {text_of(name) for name in names}
         return queue in self._queues[partition]
 
     # totals
@@ -238,7 +221,8 @@ class _Auditor:
     async def _read_totals(self, partition: int) -> list[Finding]:
         answers = await self._connection.script("audit_totals", partition, "")
         return [
-            Finding(code=_text(code), subject=_text(subject), detail=_text(detail)) for subject, code, detail in answers
+            Finding(code=text_of(code), subject=text_of(subject), detail=text_of(detail))
+            for subject, code, detail in answers
         ]
 
     # keys
@@ -253,15 +237,15 @@ class _Auditor:
         values: dict[int, list[tuple[str, str]]] = {}
         for raw_name, found_type, ttl_ms in zip(names, answers[::2], answers[1::2], strict=True):
             place = self._place(raw_name)
-            if place is None or _text(found_type) == "none":
+            if place is None or text_of(found_type) == "none":
                 continue
             partition, name = place
             kind, arguments = _kind_of(name)
             if kind == "":
                 self._find("unknown_key", name, "no part of Penstock writes such a key")
-            elif _text(found_type) != KINDS[kind].redis_type:
+            elif text_of(found_type) != KINDS[kind].redis_type:
                 wanted = KINDS[kind].redis_type
-                self._find("wrong_type", name, f"is a {_text(found_type)}, not a {wanted}")
+                self._find("wrong_type", name, f"is a {text_of(found_type)}, not a {wanted}")
             elif ttl_ms >= 0 and kind not in _EXPIRING:
                 self._find("would_vanish", name, "has a time to live, so that the server would remove it")
             elif kind == "idem" and ttl_ms == -1:
@@ -279,7 +263,7 @@ class _Auditor:
 
     def _place(self, raw: bytes) -> tuple[int, str] | None:
         """Return a key's partition and its name without the prefix; None for the anchor and for strange keys."""
-        name = _text(raw)
+        name = text_of(raw)
         if name == anchor_key(self._connection.options.namespace):
             return None
         head, brace, rest = name.partition("}:")
@@ -294,7 +278,7 @@ class _Auditor:
             answers = await self._connection.script("audit_jobs", partition, pack(chunk))
             for job_id, (_, *pairs) in zip(chunk, answers, strict=True):
                 for code, detail in zip(pairs[::2], pairs[1::2], strict=True):
-                    self._find(_text(code), job_id, _text(detail))
+                    self._find(text_of(code), job_id, text_of(detail))
         for job_id in ids:
             known = parse_job_id(job_id)
             if known is None or partition_of(known, len(self._connection.keys)) != partition:
@@ -330,10 +314,10 @@ class _Auditor:
         cursor = 0
         while True:
             cursor, entries = await self._connection.command("ZSCAN", key, cursor, "COUNT", _CHUNK)
-            for chunk in _chunks(_text(member) for member, _ in entries):
+            for chunk in _chunks(text_of(member) for member, _ in entries):
                 answers = await self._connection.script("audit_entries", partition, name, wanted, queue, pack(chunk))
                 for subject, code, detail in answers:
-                    self._find(_text(code), _text(subject), _text(detail))
+                    self._find(text_of(code), text_of(subject), text_of(detail))
             if cursor == 0:
                 return
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from penstock.core.durability import Durability
 from penstock.core.errors import ConfigError
 from penstock.core.ids import HOMES
 from penstock.core.limits import Limits
@@ -18,7 +19,9 @@ class StoreOptions:
     """Name the server and the data in it.
 
     ``redis_url`` is an address as ``penstock.store.address`` reads it. ``namespace`` starts every key.
-    ``partitions`` is a power of two up to 4096, fixed for the life of the data.
+    ``partitions`` is a power of two up to 4096, fixed for the life of the data. ``durability`` says what the answer to
+    a submit means; ``durability_replicas`` for how many replicas of each server it waits (0: those connected at the
+    start), and ``durability_timeout_ms`` for how long.
 
     Raises:
         ConfigError: the address, the namespace or the number of partitions is not usable.
@@ -28,6 +31,9 @@ class StoreOptions:
     namespace: str = "penstock"
     partitions: int = 1
     limits: Limits = dataclasses.field(default_factory=Limits)
+    durability: Durability = Durability.MEMORY
+    durability_replicas: int = 0
+    durability_timeout_ms: int = 5_000
     address: Address = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from penstock.core.ids import JobId, WorkerName
@@ -56,6 +56,8 @@ class JobStore(Protocol):
         With an idempotency key that was used within its time: the same fingerprint answers as the first time
         (``replayed``), another one is ``KeyReused``; nothing is created. A key whose job was never created (its
         submitter died in between) creates it now, under the id of the first time.
+        Answers when the jobs are as safe as ``StoreOptions.durability`` wants them, or raises ``NotDurable``: they may
+        stand all the same, and submitting them again is safe and waits again.
         An item's exception stands in its place in the list: ``QueueFull`` when the queue holds ``max_depth`` waiting
         jobs, queued and delayed ones (of each partition its even part). What redrives, retries and releases bring back
         is never refused.
@@ -120,7 +122,7 @@ class JobStore(Protocol):
     async def redrive(self, ids: Sequence[JobId], *, early: bool = True) -> list[Changed]:
         """Queue failed jobs again (at the end, counted, lost and no_handler back to 0, attempts kept,
         result and reason cleared); with
-        ``early`` also start scheduled and retrying ones now. Otherwise CONFLICT.
+        ``early`` also start scheduled and retrying ones now. Otherwise CONFLICT. Waits as ``submit`` does.
         """
 
     async def delete(self, ids: Sequence[JobId]) -> list[Changed]:
@@ -254,6 +256,17 @@ class JobWaiter(Protocol):
 
 class Store(JobStore, JobReader, JobWaiter, Protocol):
     """Be all of it."""
+
+    async def check(self) -> None:
+        """Check that the server can do what this release and the options ask of it.
+
+        Raises:
+            StoreMismatch: it holds data of another form, or (StoreUnfit) lacks what is named.
+            StoreUnavailable: it is away; to be asked again.
+        """
+
+    def observe_waits(self, observer: Callable[[float, bool], None]) -> None:
+        """Tell an observer of each wait for disk or replicas: its seconds, and whether it was confirmed."""
 
     async def close(self) -> None:
         """Close connections; waiting calls end with ``StoreUnavailable``."""

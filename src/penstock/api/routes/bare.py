@@ -14,6 +14,7 @@ from litestar.params import JSONBody
 from penstock.api.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
+    NOT_DURABLE,
     NOT_JSON,
     QUEUE_FULL,
     STOPPING,
@@ -36,6 +37,7 @@ _BODY_PROBLEMS = (
     STOPPING,
     STORE_FULL,
     STORE_UNAVAILABLE,
+    NOT_DURABLE,
 )
 _WAIT = wait_parameter(Limits().wait_ms)
 _FINAL_IN_TIME = {

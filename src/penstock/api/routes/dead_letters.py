@@ -15,6 +15,7 @@ from penstock.api.fields import Checker
 from penstock.api.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
+    NOT_DURABLE,
     NOT_JSON,
     STORE_UNAVAILABLE,
     UNSUPPORTED_MEDIA_TYPE,
@@ -78,7 +79,7 @@ _BODY_PROBLEMS = (NOT_JSON, BODY_TIMEOUT, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE
     summary="Queue failed jobs again",
     description='Takes ids, or a filter, or `{"all": true}`. Attempts are counted anew; their records are kept.',
     tags=["dead letter"],
-    opt={PROBLEMS: _BODY_PROBLEMS, "body": DeadLetterSelection},
+    opt={PROBLEMS: (*_BODY_PROBLEMS, NOT_DURABLE), "body": DeadLetterSelection},
 )
 async def redrive_dead_letters(request: AnyRequest) -> Response[Redriven]:
     services = services_of(request)

@@ -10,11 +10,18 @@ from typing import Any, TypeVar
 from litestar import MediaType, Response, get
 
 import penstock
-from penstock.api.problems import RETRY_AFTER_SECONDS, STOPPING, STORE_FULL, STORE_UNAVAILABLE, ApiError
+from penstock.api.problems import (
+    NOT_DURABLE,
+    RETRY_AFTER_SECONDS,
+    STOPPING,
+    STORE_FULL,
+    STORE_UNAVAILABLE,
+    ApiError,
+)
 from penstock.api.routes.common import PROBLEMS, AnyRequest, query_of, services_of
 from penstock.api.services import Services
 from penstock.api.views import Health
-from penstock.core.errors import StoreError
+from penstock.core.errors import NotDurable, StoreError
 from penstock.core.job import MemoryUse
 from penstock.observability import metrics
 
@@ -89,9 +96,10 @@ async def get_liveness(request: AnyRequest) -> Response[Health]:
     "/health/ready",
     operation_id="getReadiness",
     summary="Tell whether work can be accepted",
-    description="503 when the store does not answer, was out of memory in the last 10 s, or the server stops.",
+    description="503 when the store does not answer; when it was out of memory, or did not confirm a submit as the "
+    "durability asks, in the last 10 s; when the server stops.",
     tags=["health"],
-    opt={PROBLEMS: (STORE_UNAVAILABLE, STORE_FULL, STOPPING)},
+    opt={PROBLEMS: (STORE_UNAVAILABLE, NOT_DURABLE, STORE_FULL, STOPPING)},
 )
 async def get_readiness(request: AnyRequest) -> Response[Health]:
     query_of(request)
@@ -100,7 +108,10 @@ async def get_readiness(request: AnyRequest) -> Response[Health]:
     if services.stopping.is_set():
         raise ApiError(STOPPING, "no new work is taken", headers=retry)
     latency_ms = await _ping(services)
-    if services.is_full:
+    refusal = services.refusal
+    if isinstance(refusal, NotDurable):
+        raise ApiError(NOT_DURABLE, f"a submit was not confirmed a moment ago: {refusal}", headers=retry)
+    if refusal is not None:
         raise ApiError(STORE_FULL, "a submit was refused for want of memory a moment ago", headers=retry)
     return Response(Health(status="ok", version=penstock.__version__, store_latency_ms=latency_ms))
 

@@ -10,6 +10,7 @@ from penstock.api import query
 from penstock.api.problems import (
     INTERNAL_ERROR,
     JOB_NOT_FOUND,
+    NOT_DURABLE,
     STATE_CONFLICT,
     STORE_UNAVAILABLE,
     ApiError,
@@ -156,7 +157,7 @@ async def cancel_job(request: AnyRequest, job_id: FromPath[str]) -> Response[Cha
     summary="Run a job again, or now",
     description="Queues a failed job again with all its attempts; starts a scheduled or retrying one now.",
     tags=["jobs"],
-    opt={PROBLEMS: (*_ONE, STATE_CONFLICT)},
+    opt={PROBLEMS: (*_ONE, NOT_DURABLE, STATE_CONFLICT)},
 )
 async def retry_job(request: AnyRequest, job_id: FromPath[str]) -> Response[Changed]:
     services = services_of(request)

@@ -269,6 +269,12 @@ class MemoryStore:
         self._check_open()
         self._signals.wake(worker)
 
+    async def check(self) -> None:
+        """See ``Store.check``."""
+
+    def observe_waits(self, observer: Callable[[float, bool], None]) -> None:
+        """See ``Store.observe_waits``: there is nothing to wait for."""
+
     async def close(self) -> None:
         """End waiting calls, and all later ones, with ``StoreUnavailable``."""
         self._closed = True

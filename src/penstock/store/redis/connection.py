@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import redis.exceptions
 
-from penstock.core.errors import StoreError, StoreMismatch, StoreUnavailable
+from penstock.core.errors import StoreError, StoreMismatch, StoreUnavailable, StoreUnfit
 from penstock.store.keys import PartitionKeys, anchor_key, slot_of
 from penstock.store.options import StoreOptions
+from penstock.store.redis.durability import Barrier
 from penstock.store.redis.errors import CLIENT_ERRORS, map_error
 from penstock.store.redis.primary import BLOCK_LIMIT_S, Primary, execute
 from penstock.store.redis.scripts import Script, load_scripts
+from penstock.store.redis.server import read_info, version_problem
 from penstock.store.redis.topology import Topology, make_topology
 
 __all__ = ["BLOCK_LIMIT_S", "FORMAT", "Connection"]
@@ -63,12 +66,15 @@ class Connection:
         ]
         self.scripts = scripts or load_scripts()
         self.topology: Topology = make_topology(options.address)
+        self.barrier = Barrier(options, self.command_at)
         self._verified = False
         self._verifying: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def script(self, name: str, partition: int, *arguments: str | bytes | int) -> Any:
+    async def script(self, name: str, partition: int, *arguments: str | bytes | int, durable: bool = False) -> Any:
         """Run a script on a partition and return its answer.
+
+        A ``durable`` one is answered when what it wrote is where ``StoreOptions.durability`` wants it.
 
         Raises:
             StoreError: one of its kinds.
@@ -78,6 +84,8 @@ class Connection:
         call = (script.sha, 2, *keys.declared, *arguments)
 
         async def run(server: Primary) -> Any:
+            if durable and self.barrier.is_on:
+                return await self.barrier.run(server, script, call, keys.key("meta"))
             try:
                 return await execute(server.calls, "EVALSHA", *call)
             except redis.exceptions.NoScriptError:
@@ -265,12 +273,24 @@ class Connection:
         """Run a command that blocks for at most ``BLOCK_LIMIT_S``."""
         return await self._at_slot(self._slot_of(arguments), lambda server: execute(server.blocking, *arguments))
 
+    async def check(self) -> None:
+        """Check that the server holds our data and can give the durability that is asked for.
+
+        Raises:
+            StoreMismatch: it does not; StoreUnfit where it lacks something.
+        """
+        await self.verify()
+        for server in await self.primaries():
+            with self.mapped(server):
+                await self.barrier.check(server)
+
     async def verify(self) -> None:
         """Check, or write on first use, the format and the number of partitions beside the data.
 
         Callers at the same moment share one attempt, so that on a server that hangs each waits for one time-out only.
 
         Raises:
+            StoreUnfit: the server is older than this release needs.
             StoreMismatch: the data was written with others.
         """
         if self._verified:
@@ -290,6 +310,9 @@ class Connection:
         reads += [("HMGET", keys.key("meta"), *_META_FIELDS) for keys in self.keys]
         # Read first: a server at its memory limit refuses writes, and workers must be able to start there and drain it.
         stood, *found = await self.together(reads)
+        for server in await self.primaries():
+            if problem := version_problem(await read_info(functools.partial(self.command_at, server), "server")):
+                raise StoreUnfit(f"the server {server} is {problem}")
         if stood is None:
             stood = (await self.together([("SET", anchor, self.options.partitions, "NX"), ("GET", anchor)]))[1]
         if not isinstance(stood, bytes):

@@ -107,7 +107,8 @@ class RedisJobs:
             packed, answers = _pack_items(jobs, new_job_item)
             if packed is None:
                 return [answers[index] for index in range(len(jobs))]
-            replies = iter(await self._connection.script("submit", partition, packed, self._depth_bounds(jobs)))
+            bounds = self._depth_bounds(jobs)
+            replies = iter(await self._connection.script("submit", partition, packed, bounds, durable=True))
             return [
                 answers[index] if index in answers else submitted(next(replies), job.queue)
                 for index, job in enumerate(jobs)
@@ -187,7 +188,8 @@ class RedisJobs:
         for partition, part in places.items():
             for start in range(0, len(part), SCRIPT_ITEMS):
                 chunk = part[start : start + SCRIPT_ITEMS]
-                replies = await self._connection.script(script, partition, pack([fields for _, fields in chunk]))
+                packed = pack([fields for _, fields in chunk])
+                replies = await self._connection.script(script, partition, packed, durable=script == "reserve")
                 answers.update(zip((index for index, _ in chunk), replies, strict=True))
         return answers
 
@@ -329,12 +331,13 @@ class RedisJobs:
 
     # changes by people
 
-    async def _change(self, script: str, ids: Sequence[JobId], *arguments: int) -> list[Changed]:
+    async def _change(self, script: str, ids: Sequence[JobId], *arguments: int, durable: bool = False) -> list[Changed]:
         async def call(partition: int, part: Sequence[JobId]) -> list[Changed]:
             answers: list[Changed] = []
             for start in range(0, len(part), SCRIPT_ITEMS):
                 packed = pack(part[start : start + SCRIPT_ITEMS])
-                answers += [changed(a) for a in await self._connection.script(script, partition, packed, *arguments)]
+                replies = await self._connection.script(script, partition, packed, *arguments, durable=durable)
+                answers += map(changed, replies)
             return answers
 
         return await self._spread(ids, lambda job_id: job_id, call)
@@ -345,7 +348,7 @@ class RedisJobs:
 
     async def redrive(self, ids: Sequence[JobId], *, early: bool = True) -> list[Changed]:
         """See ``JobStore.redrive``."""
-        return await self._change("redrive", ids, int(early))
+        return await self._change("redrive", ids, int(early), durable=True)
 
     async def delete(self, ids: Sequence[JobId]) -> list[Changed]:
         """See ``JobStore.delete``."""

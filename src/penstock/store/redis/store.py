@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from penstock.store.options import StoreOptions
 from penstock.store.redis.connection import Connection
+from penstock.store.redis.durability import WaitObserver
 from penstock.store.redis.jobs import RedisJobs
 from penstock.store.redis.reader import RedisReader
 from penstock.store.redis.scripts import Script
@@ -18,6 +19,14 @@ class RedisStore(RedisJobs, RedisReader, RedisWaiter):
         RedisJobs.__init__(self, self.connection)
         RedisReader.__init__(self, self.connection)
         RedisWaiter.__init__(self, self.connection)
+
+    async def check(self) -> None:
+        """See ``Store.check``."""
+        await self.connection.check()
+
+    def observe_waits(self, observer: WaitObserver) -> None:
+        """See ``Store.observe_waits``."""
+        self.connection.barrier.observer = observer
 
     async def close(self) -> None:
         """Close connections; waiting calls end with ``StoreUnavailable``."""
