@@ -33,7 +33,8 @@ KINDS: dict[str, KeyKind] = {
     "meta": KeyKind(
         "meta",
         "hash",
-        "format, partitions, index, swept_at, reap_from, lease (the longest in use, ms), lease_at, waits (durable calls)",
+        "format, partitions, index, swept_at, reap_from, lease (the longest in use, ms), lease_at, "
+        "waits (durable calls)",
     ),
     "canary": KeyKind("canary", "none", "never exists; makes a cluster answer TRYAGAIN while its slot migrates"),
     "job": KeyKind("job:{}", "hash", "one job: short fields, small input and result, ended attempts"),

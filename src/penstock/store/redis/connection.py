@@ -310,13 +310,13 @@ class Connection:
         reads += [("HMGET", keys.key("meta"), *_META_FIELDS) for keys in self.keys]
         # Read first: a server at its memory limit refuses writes, and workers must be able to start there and drain it.
         stood, *found = await self.together(reads)
+        self._refuse_stranger(stood)
         for server in await self.primaries():
             if problem := version_problem(await read_info(functools.partial(self.command_at, server), "server")):
                 raise StoreUnfit(f"the server {server} is {problem}")
         if stood is None:
             stood = (await self.together([("SET", anchor, self.options.partitions, "NX"), ("GET", anchor)]))[1]
-        if not isinstance(stood, bytes):
-            raise StoreError(f"the server does not answer as Redis does ({stood!r})")
+            self._refuse_stranger(stood or "")
         # Another number of partitions uses other tags, so that only a key outside them all can tell.
         if stood != str(self.options.partitions).encode():
             text = stood.decode(errors="backslashreplace")
@@ -339,6 +339,11 @@ class Connection:
                     f"this release and its settings want {dict(zip(_META_FIELDS, wants, strict=True))}"
                 )
         self._verified = True
+
+    @staticmethod
+    def _refuse_stranger(stood: Any) -> None:
+        if not isinstance(stood, bytes | None):
+            raise StoreError(f"the server does not answer as Redis does ({stood!r})")
 
     async def close(self) -> None:
         """Close all connections; calls that are away and later ones end with ``StoreUnavailable``."""

@@ -19,7 +19,8 @@ async def read_info(command: Command, *section: str) -> dict[str, str]:
     """Return what INFO tells; nothing where it is forbidden."""
     try:
         answer = await command("INFO", *section)
-    except StoreError:
+    except (StoreError, AttributeError):
+        # The client library trips over an answer that is none of INFO's.
         return {}
     if isinstance(answer, dict):
         return {text_of(name): _line(value) for name, value in answer.items()}
