@@ -32,6 +32,9 @@ _CODES = frozenset({"submitted", "started", "completed", "failed", "retried", "c
     "refused",
     "log_dropped",
     "stream_dropped",
+    "conflicts",
+    "existing",
+    "replaced",
 }
 
 
@@ -98,6 +101,7 @@ class Dump:
         problems = [f"{name} would vanish by itself" for name in self.named("job") if self.ttls[name] != -1]
         problems += self._audit_places(jobs)
         problems += self._audit_side_indexes(jobs)
+        problems += self._audit_locks(jobs)
         problems += self._audit_totals(jobs)
         problems += self._audit_wakes(markers=markers)
         for name in (name for kind in ("input", "result", "log", "stream") for name in self.named(kind)):
@@ -156,6 +160,25 @@ class Dump:
         for job_id, at in self.zset("expiry").items():
             if job_id in jobs and jobs[JobId(job_id)].expires_at_ms != at:
                 problems.append(f"{job_id} expires at {at} instead of {jobs[JobId(job_id)].expires_at_ms}")
+        return problems
+
+    def _audit_locks(self, jobs: dict[JobId, JobRecord]) -> list[str]:
+        problems = []
+        holders = {name: job_id for name, (_, job_id, _) in self.locks().items()}
+        bound = {}
+        for job_id, job in jobs.items():
+            digest, until, _ = self.hash(f"job:{job_id}").get("unique", "||").split("|")
+            waits = until == "finished" or (until == "started" and job.attempt == 0)
+            if waits and job.state not in FINAL_STATES:
+                bound[f"unique:{digest}"] = job_id
+        for name, job_id in bound.items():
+            if holders.get(name) != job_id:
+                problems.append(f"{job_id} holds {name}, which is of {holders.get(name)}")
+        for name, (end_ms, owner, _) in self.locks().items():
+            if name not in bound and end_ms == 0:
+                problems.append(f"{name} is locked by {owner}, which does not hold it")
+            if (name in bound) != (self.ttls[name] == -1):
+                problems.append(f"{name} has a time to live of {self.ttls[name]} ms")
         return problems
 
     def _audit_totals(self, jobs: dict[JobId, JobRecord]) -> list[str]:
@@ -221,6 +244,14 @@ class Dump:
         for name in self.named("idem"):
             keep_until, fingerprint, job_id, _ = self.keys[name].decode().split("|", 3)
             found[name] = (int(keep_until), fingerprint, job_id)
+        return found
+
+    def locks(self) -> dict[str, tuple[int, str, str]]:
+        """Return until when time holds each unique key, for which job, and how that one ended."""
+        found = {}
+        for name in self.named("unique"):
+            end_ms, job_id, _, status = self.keys[name].decode().split("|")
+            found[name] = (int(end_ms), job_id, status)
         return found
 
     def queue_order(self) -> dict[tuple[str, Priority], list[str]]:

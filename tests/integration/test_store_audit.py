@@ -12,7 +12,7 @@ import pytest
 
 from penstock.core.errors import StoreUnavailable
 from penstock.core.ids import JobId, WorkerName
-from penstock.core.job import Extension, Idempotency, Settle, TaskInfo, Verb, WorkerInfo
+from penstock.core.job import Extension, HeldUntil, Idempotency, Settle, TaskInfo, Unique, Verb, WorkerInfo
 from penstock.core.states import Priority
 from penstock.store import StoreOptions
 from penstock.store import audit as audit_module
@@ -37,6 +37,7 @@ class Scene:
         self.store = store
         self.keys = store.connection.keys[0]
         self.queued = self.running = self.failed = self.completed = self.delayed = self.expiring = JobId("")
+        self.alone = JobId("")
 
     async def set(self) -> None:
         self.completed = await submit(self.store, input=BIG)
@@ -48,6 +49,8 @@ class Scene:
         once = Idempotency(key="0" * 32, fingerprint="aa", keep_ms=3_600_000)
         self.queued = await submit(self.store, input=BIG, idempotency=once)
         self.delayed = await submit(self.store, delay_ms=3_600_000)
+        unique = Unique(key="0" * 32, until=HeldUntil.FINISHED, for_ms=3_600_000)
+        self.alone = await submit(self.store, queue="other", delay_ms=3_600_000, unique=unique)
         self.expiring = await submit(self.store, queue="other", expires_in_ms=3_600_000)
 
     async def run(self, *command: str | int) -> None:
@@ -154,6 +157,28 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
         lambda s: s.run("PERSIST", s.keys.key("idem", "0" * 32)),
         "never_vanishes",
         "=idem:" + "0" * 32,
+    ),
+    "unique key lost": (lambda s: s.run("DEL", s.keys.key("unique", "0" * 32)), "key_not_held", "alone"),
+    "unique key of another": (
+        lambda s: s.run("SET", s.keys.key("unique", "0" * 32), f"0|{s.queued}|1|"),
+        "stray_lock",
+        "=unique:" + "0" * 32,
+    ),
+    "unique key of nobody": (lambda s: s.run("SET", s.keys.key("unique", "1"), "0|x|1|"), "stray_lock", "=unique:1"),
+    "unique key that cannot be read": (
+        lambda s: s.run("SET", s.keys.key("unique", "1"), "odd"),
+        "stray_lock",
+        "=unique:1",
+    ),
+    "unique key of a final job": (
+        lambda s: s.run("SET", s.keys.key("unique", "1"), f"0|{s.completed}|1|completed"),
+        "stray_lock",
+        "=unique:1",
+    ),
+    "unique key without an end": (
+        lambda s: s.run("SET", s.keys.key("unique", "1"), "9999999999999|x|1|completed"),
+        "never_vanishes",
+        "=unique:1",
     ),
     "strange id": (lambda s: s.run("HSET", s.keys.key("job", "x"), "status", "queued"), "wrong_partition", "x"),
 }

@@ -18,18 +18,21 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from penstock.core.errors import KeyReused, QueueFull
-from penstock.core.ids import JobId, Token, WorkerName, at_home, make_job_id
+from penstock.core.errors import KeyHeld, KeyReused, QueueFull
+from penstock.core.ids import JobId, Token, WorkerName, at_home, home_of_digest, make_job_id
 from penstock.core.job import (
     ClaimRequest,
     Extension,
+    HeldUntil,
     Idempotency,
     JobFilter,
     JobOptions,
     NewJob,
+    OnConflict,
     Settle,
     Submitted,
     TaskInfo,
+    Unique,
     Verb,
     WorkerInfo,
 )
@@ -47,7 +50,7 @@ from tests.conformance.subject import START_MS
 
 EXAMPLES = 200
 STEPS = 50
-LEAST_SHARE = 0.03
+LEAST_SHARE = 0.02
 #: Small enough that 50 steps reach every bound.
 LIMITS = Limits(
     retention_ms=30_000,
@@ -65,6 +68,19 @@ WORKERS = (WorkerName("worker-1"), WorkerName("worker-2"))
 QUEUES = ("a", "b")
 _Value = TypeVar("_Value")
 
+#: Real time passes too, and with it what the server forgets by itself: so no short times.
+UNIQUE = [
+    Unique(key=f"00{number}{0:029}", until=until, for_ms=for_ms, on_conflict=mode)
+    for mode in OnConflict
+    for number, until, for_ms in [
+        (0, HeldUntil.FINISHED, None),
+        (0, HeldUntil.STARTED, None),
+        (1, HeldUntil.FINISHED, 60_000),
+        (1, HeldUntil.STARTED, 60_000),
+        (1, None, 30_000),
+    ]
+]
+
 new_jobs = st.fixed_dictionaries(
     {
         "home": st.integers(0, 3),
@@ -77,6 +93,7 @@ new_jobs = st.fixed_dictionaries(
         "delay_ms": st.sampled_from([None, None, 0, 1_000, 7_000]),
         "expires_in_ms": st.sampled_from([None, None, None, 0, 3_000, 20_000]),
         "retention_ms": st.sampled_from([None, None, 0, 5_000, 100_000]),
+        "unique": st.sampled_from([*UNIQUE, *[None] * len(UNIQUE)]),
         "once": st.sampled_from([None, None, (0, "a"), (0, "b"), (1, "a"), (1, "a"), (2, "a"), (3, "a")]),
     }
 )
@@ -242,6 +259,13 @@ class SideBySide(RuleBasedStateMachine):
                 for key, (first, until_ms, answer) in part.once.items()
                 if until_ms > self.now_ms
             }
+            locks = {
+                f"unique:{key}": (lock.end_ms, lock.job_id, lock.state.value if lock.state else "")
+                for key, lock in part.locks.items()
+                if part.holder(key, self.now_ms)
+            }
+            found = dump.locks().items()
+            assert {name: lock for name, lock in found if lock[0] > self.now_ms or name in locks} == locks
             assert {name: record for name, record in dump.once().items() if record[0] > self.now_ms} == once
 
     def jobs(self, *preferred: State, choice: int) -> JobId:
@@ -285,6 +309,7 @@ class SideBySide(RuleBasedStateMachine):
     def step_submit(self, many: list[dict[str, Any]], repeat: bool, choice: int, ms: int) -> None:
         self.advance(ms)
         jobs = []
+        keys: set[int] = set()
         for fields in many:
             self.numbers += 1
             # Scattered, so that ties of a score are settled by something else than the order of submits.
@@ -292,24 +317,34 @@ class SideBySide(RuleBasedStateMachine):
             job_id = make_job_id(unix_ms=START_MS, home=0, random_bits=bits)
             once = fields.pop("once")
             home = fields.pop("home")
+            unique = fields["unique"]
+            if once is not None and once[0] in keys and any(other["unique"] for other in many):
+                # One body has one home, and one fate: these here may differ.
+                once = None
             if once is not None:
                 # A key has one home, and its jobs have one: the same for keys 0 and 1, another one for 2 and 3.
                 number, fingerprint = once
+                keys.add(number)
                 home = number
                 digest = f"00{number if number < 2 else 5 - number}{number:029}"
                 fields["idempotency"] = Idempotency(key=digest, fingerprint=fingerprint, keep_ms=10_000)
+            if unique is not None:
+                home = home_of_digest(unique.key)
             jobs.append(NewJob(id=at_home(job_id, home), **fields))
         if repeat:
             jobs.append(NewJob(id=self.jobs(choice=choice), task="echo", input=b"{}"))
 
         async def step(store: Store) -> list[Submitted | str]:
             answers = await store.submit(jobs)
-            assert all(isinstance(answer, Submitted | KeyReused | QueueFull) for answer in answers)
+            assert all(isinstance(answer, Submitted | KeyHeld | KeyReused | QueueFull) for answer in answers)
             # Two errors of one kind are not equal.
             return [answer if isinstance(answer, Submitted) else repr(answer) for answer in answers]
 
         self.both("submit", step)
         self.taken["submit with an idempotency key"] += any(job.idempotency is not None for job in jobs)
+        for mode in OnConflict:
+            taken = any(job.unique is not None and job.unique.on_conflict is mode for job in jobs)
+            self.taken[f"submit with a unique key: {mode.value}"] += taken
 
     def step_claim(self, choice: int, weighted_queues: bool, **fields: Any) -> None:
         weights = tuple(range(3, 3 + len(fields["queues"]))) if weighted_queues else None

@@ -7,6 +7,7 @@
     ├── ConfigError             a setting is wrong; names the key
     ├── InvalidRequest          a request's fields are wrong; lists them
     ├── KeyReused               an idempotency key came with another body
+    ├── KeyHeld                 another job holds the unique key
     ├── StoreError
     │   ├── StoreUnavailable    no answer, or the server says "not now"; the call may or may not have happened
     │   │   └── NotDurable      neither disk nor replicas have confirmed in time what was written
@@ -68,6 +69,15 @@ class KeyReused(PenstockError):
     def __init__(self, job_id: str) -> None:
         super().__init__(f"the idempotency key was used with another body, for job {job_id}")
         self.job_id = job_id
+
+
+class KeyHeld(PenstockError):
+    """Say that another job holds the unique key; ``job_id`` is that job, ``status`` its status."""
+
+    def __init__(self, job_id: str, status: str) -> None:
+        super().__init__(f"the unique key is held by job {job_id}, which is {status}")
+        self.job_id = job_id
+        self.status = status
 
 
 class StoreError(PenstockError):

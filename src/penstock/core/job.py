@@ -21,6 +21,8 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tags: tuple[str, ...] = ()
     metadata: dict[str, Any] = {}
     traceparent: str | None = None
+    #: What the user sent; scripts know its digest (``NewJob.unique``).
+    unique_key: str | None = None
 
 
 class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +34,33 @@ class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     fingerprint: str
     keep_ms: int
+
+
+class HeldUntil(enum.Enum):
+    """Name the event up to which a job holds its unique key."""
+
+    STARTED = "started"
+    FINISHED = "finished"
+
+
+class OnConflict(enum.Enum):
+    """Name what becomes of a submit whose unique key another job holds."""
+
+    REJECT = "reject"
+    RETURN_EXISTING = "return_existing"
+    REPLACE = "replace"
+
+
+class Unique(msgspec.Struct, frozen=True, kw_only=True):
+    """Let no second job hold the same key: up to an event, for a time from the submit on, or to the later of both.
+
+    ``key`` is the digest of what the user sent (``core.ids.digest_of``). Without ``for_ms`` there is an ``until``.
+    """
+
+    key: str
+    until: HeldUntil | None = HeldUntil.FINISHED
+    for_ms: int | None = None
+    on_conflict: OnConflict = OnConflict.REJECT
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,12 +83,14 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     expires_in_ms: int | None = None
     retention_ms: int | None = None
     idempotency: Idempotency | None = None
+    unique: Unique | None = None
 
 
 class Submitted(msgspec.Struct, frozen=True, kw_only=True):
     """Answer one submit. ``created`` is false when a job of that id already stood (a repeated submit).
 
     ``replayed`` says that the idempotency key was used before: the rest is the first answer, whatever came of the job.
+    ``existing`` says that another job holds the unique key: the rest tells of that one.
     """
 
     id: JobId
@@ -69,6 +100,7 @@ class Submitted(msgspec.Struct, frozen=True, kw_only=True):
     run_at_ms: int | None = None
     expires_at_ms: int | None = None
     replayed: bool = False
+    existing: bool = False
 
 
 #: Of high, normal and low in weighted service: of 21 jobs started, 16, 4 and 1 while all three wait.
@@ -197,15 +229,18 @@ class ChangeCode(enum.Enum):
     REQUESTED = "requested"
     #: The job's state does not allow it; nothing changed.
     CONFLICT = "conflict"
+    #: Another job holds the job's unique key (redrive only); nothing changed.
+    HELD = "held"
     MISSING = "missing"
 
 
 class Changed(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer one cancel, redrive or delete; ``state`` is the state after it."""
+    """Answer one cancel, redrive or delete; ``state`` is the state after it, ``holder`` goes with ``HELD``."""
 
     code: ChangeCode
     state: State | None = None
     cancel_requested_at_ms: int | None = None
+    holder: JobId | None = None
 
 
 class Promoted(msgspec.Struct, frozen=True, kw_only=True):

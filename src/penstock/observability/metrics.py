@@ -44,6 +44,9 @@ JOB_COUNTERS: Mapping[str, Declared] = {
         "pruned": "Finished jobs removed after their retention.",
         "dropped": "Finished jobs and dead letters removed early because there were too many.",
         "refused": "Jobs refused because their queue held `max_depth` waiting jobs.",
+        "conflicts": "Jobs refused because another one held their unique key.",
+        "existing": "Submits answered with the job that held their unique key.",
+        "replaced": "Jobs cancelled because a newer one replaced them under their unique key.",
     }.items()
 } | {
     "log_dropped": Declared(

@@ -26,7 +26,7 @@ _PAGE = 1_000
 _MARKER_SETTLES_S = 2.5
 _MARKER_LOOK_S = 0.05
 #: Kinds of keys that may have a time to live.
-_EXPIRING = frozenset({"wake", "inbox", "idem"})
+_EXPIRING = frozenset({"wake", "inbox", "idem", "unique"})
 _AOF = {"0": "no", "1": "yes"}
 #: What an index demands of the jobs it names: index kind -> status or group of statuses.
 _INDEX_DEMANDS = {"delayed": "delayed", "running": "running", "expire": "final", "expiry": "waiting"}
@@ -233,8 +233,10 @@ class _Auditor:
         for raw_name in names:
             looks += [("TYPE", raw_name), ("PTTL", raw_name)]
         answers = await self._connection.together(looks)
-        jobs: dict[int, list[str]] = {}
-        values: dict[int, list[tuple[str, str]]] = {}
+        # What is checked together, by kind and partition: names and their arguments.
+        gathered: dict[tuple[str, int], list[tuple[str, str]]] = {}
+        checks = {"job": self._jobs, "unique": self._locks}
+        checks |= dict.fromkeys(("input", "result", "log", "stream"), self._values)
         for raw_name, found_type, ttl_ms in zip(names, answers[::2], answers[1::2], strict=True):
             place = self._place(raw_name)
             if place is None or text_of(found_type) == "none":
@@ -250,16 +252,12 @@ class _Auditor:
                 self._find("would_vanish", name, "has a time to live, so that the server would remove it")
             elif kind == "idem" and ttl_ms == -1:
                 self._find("never_vanishes", name, "has no time to live, so that it would stay for ever")
-            elif kind == "job":
-                jobs.setdefault(partition, []).append(arguments[0])
-            elif kind in ("input", "result", "log", "stream"):
-                values.setdefault(partition, []).append((name, arguments[0]))
+            elif kind in checks:
+                gathered.setdefault((kind, partition), []).append((name, arguments[0]))
             else:
                 await self._index(partition, name, kind, arguments)
-        for partition, owned in values.items():
-            await self._values(partition, owned)
-        for partition, ids in jobs.items():
-            await self._jobs(partition, ids)
+        for (kind, partition), found in gathered.items():
+            await checks[kind](partition, found)
 
     def _place(self, raw: bytes) -> tuple[int, str] | None:
         """Return a key's partition and its name without the prefix; None for the anchor and for strange keys."""
@@ -273,7 +271,8 @@ class _Auditor:
             return None
         return partition, rest
 
-    async def _jobs(self, partition: int, ids: list[str]) -> None:
+    async def _jobs(self, partition: int, found: list[tuple[str, str]]) -> None:
+        ids = [job_id for _, job_id in found]
         for chunk in _chunks(ids):
             answers = await self._connection.script("audit_jobs", partition, pack(chunk))
             for job_id, (_, *pairs) in zip(chunk, answers, strict=True):
@@ -284,6 +283,11 @@ class _Auditor:
             if known is None or partition_of(known, len(self._connection.keys)) != partition:
                 self._find("wrong_partition", job_id, f"is not an id of partition {partition}")
         self.jobs += len(ids)
+
+    async def _locks(self, partition: int, found: list[tuple[str, str]]) -> None:
+        for chunk in _chunks(digest for _, digest in found):
+            for digest, code, detail in await self._connection.script("audit_locks", partition, pack(chunk)):
+                self._find(text_of(code), f"unique:{text_of(digest)}", text_of(detail))
 
     async def _values(self, partition: int, owned: list[tuple[str, str]]) -> None:
         keys = self._connection.keys[partition]

@@ -69,6 +69,12 @@ KINDS: dict[str, KeyKind] = {
         "<until (Unix ms)>|<fingerprint>|<job id>|<first answer, empty while only reserved>, by an idempotency key's "
         "digest; expires",
     ),
+    "unique": KeyKind(
+        "unique:{}",
+        "string",
+        "<end (Unix ms), 0 without>|<job id>|<created (Unix ms)>|<final status, empty before>, by a unique key's "
+        "digest; expires once only its end holds it",
+    ),
     "tasks": KeyKind("tasks", "zset", "names of tasks that workers announced, by when (Unix ms)"),
     "task_options": KeyKind("task_options", "hash", "task -> its options; JSON"),
     "workers": KeyKind("workers", "zset", "names of workers, by when they were seen (Unix ms)"),

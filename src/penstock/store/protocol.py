@@ -56,6 +56,11 @@ class JobStore(Protocol):
         With an idempotency key that was used within its time: the same fingerprint answers as the first time
         (``replayed``), another one is ``KeyReused``; nothing is created. A key whose job was never created (its
         submitter died in between) creates it now, under the id of the first time.
+        With a unique key that another job holds (``NewJob.unique``): ``reject`` is ``KeyHeld``, ``return_existing``
+        answers with that job (``existing``), ``replace`` cancels it in the same step where it is queued or delayed,
+        and is ``KeyHeld`` where not. A job holds its key up to its first claim (``started``) or until it is final
+        (``finished``), in any case to the end of ``for_ms`` if that is later; a cancel, an expiry and a delete free it
+        at once. ``KeyHeld`` leaves an idempotency key free.
         Answers when the jobs are as safe as ``StoreOptions.durability`` wants them, or raises ``NotDurable``: they may
         stand all the same, and submitting them again is safe and waits again.
         An item's exception stands in its place in the list: ``QueueFull`` when the queue holds ``max_depth`` waiting
@@ -122,7 +127,8 @@ class JobStore(Protocol):
     async def redrive(self, ids: Sequence[JobId], *, early: bool = True) -> list[Changed]:
         """Queue failed jobs again (at the end, counted, lost and no_handler back to 0, attempts kept,
         result and reason cleared); with
-        ``early`` also start scheduled and retrying ones now. Otherwise CONFLICT. Waits as ``submit`` does.
+        ``early`` also start scheduled and retrying ones now. Otherwise CONFLICT. A job that would hold its unique key
+        again takes it, or is left failed where another one holds it: HELD. Waits as ``submit`` does.
         """
 
     async def delete(self, ids: Sequence[JobId]) -> list[Changed]:
@@ -206,7 +212,8 @@ class JobReader(Protocol):
 
     async def counters(self) -> Mapping[tuple[str, str], int]:
         """Return ever-growing counts by (name, queue): submitted, started, completed, failed, retried,
-        cancelled, expired, lost, poisoned, redriven, deferred, pruned, dropped, refused, log_dropped, stream_dropped.
+        cancelled, expired, lost, poisoned, redriven, deferred, pruned, dropped, refused, log_dropped, stream_dropped;
+        of unique keys that were held: conflicts, existing, replaced.
         """
 
     async def tasks(self) -> dict[str, TaskInfo]:

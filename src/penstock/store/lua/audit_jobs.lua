@@ -5,8 +5,8 @@
 -- Returns: per id [status or '', finding code, detail, ...]
 -- Transitions: none
 -- Flags: no-writes
--- Uses: job, place_names, peek
-local STATE_FIELDS = {'status', 'queue', 'priority', 'worker', 'input', 'task', 'created', 'attempt', 'expires'}
+-- Uses: time, job, place_names, place, peek
+local STATE_FIELDS = {'status', 'queue', 'priority', 'worker', 'input', 'task', 'created', 'attempt', 'expires', 'unique'}
 
 local function audit_one(id)
   local job = load(id, STATE_FIELDS)
@@ -65,6 +65,14 @@ local function audit_one(id)
   end
   if job.expires and (place == 'queue' or place == 'delayed') and tonumber(job.attempt or 0) == 0 and not score(K.expiry, id) then
     find('no_deadline', 'the job has an expiry time but would not expire')
+  end
+  local digest, kept_until, last = unique_of(job)
+  local called_off = job.status == 'cancelled' or job.status == 'expired'
+  if digest and (is_bound(job, kept_until) or (tonumber(last) > now and not called_off)) then
+    local _, holder = locked_by(digest)
+    if holder ~= id then
+      find('key_not_held', 'the job should hold its unique key, which is ' .. (holder and 'of ' .. holder or 'free'))
+    end
   end
   if not job.input and redis.call('EXISTS', K.input(id)) == 0 then
     find('no_input', 'the job has no input')

@@ -12,7 +12,7 @@ local worker, nonce, limit, lease_ms, window_start = request[1], request[2], req
 local retention = {ms = bounds[4], failed_ms = bounds[5]}
 local LOOK, TASK_LIVE_MS = 200, 60000
 -- What a claim needs of each job; the rest is read only where a job is not handed out.
-local NAMES = {'status', 'queue', 'priority', 'attempt', 'counted', 'lost', 'task', 'type', 'created', 'head', 'input', 'expires', 'watch'}
+local NAMES = {'status', 'queue', 'priority', 'attempt', 'counted', 'lost', 'task', 'type', 'created', 'head', 'input', 'expires', 'watch', 'unique'}
 local REST = {'no_handler', 'redriven', 'retention'}
 local jobs, skipped, deferred, bytes_left = {}, 0, 0, bounds[2]
 

@@ -1,7 +1,7 @@
 -- confirm: remember the answer to a submit whose idempotency key was reserved; forget the key when the submit was refused.
 -- Guarantee: only a key that is still reserved for that job is touched; harmless to repeat.
 -- KEYS: meta (hash), canary (none)
--- ARGV: items (msgpack: [digest, id, status or '', created ms, due ms or '', expires ms or '']...)
+-- ARGV: items (msgpack: [digest, id, status or '', created ms, due ms or '', expires ms or '', id answered, existing 0|1]...)
 -- Returns: per item done or [error, text]
 -- Transitions: none
 -- Flags: allow-oom
@@ -15,7 +15,9 @@ local function confirm_one(item)
     if item[3] == '' then
       redis.call('DEL', K.idem(digest))
     else
-      remember(digest, record.keep_until, record.fingerprint, id, in_short({'', id, item[3], item[4], item[5], item[6]}))
+      -- The answer may tell of another job: the one that holds the unique key.
+      local answer = {'', item[7], item[3], item[4], item[5], item[6], item[8] == 1 and 'existing' or nil}
+      remember(digest, record.keep_until, record.fingerprint, item[7], in_short(answer))
     end
   end
   return 'done'

@@ -1,5 +1,5 @@
 -- delete: remove final jobs with all their keys.
--- Guarantee: a job that is not final is left as it is.
+-- Guarantee: a job that is not final is left as it is; a unique key that the job still holds is free.
 -- KEYS: meta (hash), canary (none)
 -- ARGV: ids (msgpack: [id...])
 -- Returns: per id [done|conflict|missing, status or '', ''] or [error, text]
@@ -9,7 +9,7 @@
 local ids = cmsgpack.unpack(ARGV[1])
 
 local function delete_one(id)
-  local job = load(id, {'status', 'queue'})
+  local job = load(id, {'status', 'queue', 'unique'})
   if not job.status then
     return {'missing', '', ''}
   end
@@ -17,6 +17,9 @@ local function delete_one(id)
     return {'conflict', job.status, ''}
   end
   leave(id, job, job.status)
+  if job.unique then
+    let_go(id, job, true)
+  end
   remove_job(id)
   return {'done', job.status, ''}
 end

@@ -1,22 +1,32 @@
 -- redrive: queue failed jobs again; start scheduled and retrying ones now.
--- Guarantee: a failed job starts afresh (counted and lost are 0 again) and keeps the records of its attempts.
+-- Guarantee: a failed job starts afresh (counted and lost are 0 again) and keeps the records of its attempts; never beside
+--   another job that holds its unique key.
 -- KEYS: meta (hash), canary (none)
 -- ARGV: ids (msgpack: [id...]), early 0|1
--- Returns: per id [done|conflict|missing, status or '', ''] or [error, text]
+-- Returns: per id [done|conflict|missing, status or '', ''], [held, status, id of the holder] or [error, text]
 -- Transitions: failed -redrive-> queued, scheduled -due-> queued, retrying -due-> queued
 -- Flags: allow-oom
--- Uses: time, job, place_names, place
+-- Uses: time, job, place_names, place, unique
 local ids, early = cmsgpack.unpack(ARGV[1]), ARGV[2] == '1'
 
 local function redrive_one(id)
-  local job = load(id, CORE)
+  local job = load(id, HOLDER)
   if not job.status then
     return {'missing', '', ''}
   end
   if job.status == 'failed' then
+    local digest, kept_until, last = unique_of(job)
+    local bound = digest and is_bound({status = 'queued', attempt = job.attempt}, kept_until)
+    local holder = bound and holder_of(digest)
+    if holder and holder.id ~= id then
+      return {'held', job.status, holder.id}
+    end
     local seq = next_seq(#ids)
     move(id, job, 'queued', seq, {'seq', seq, 'counted', 0, 'lost', 0, 'redriven', now})
     redis.call('HDEL', K.job(id), 'reason', 'finished', 'cancel', 'settled', 'no_handler', 'progress', 'due')
+    if bound then
+      lock(digest, tonumber(last), id, job.created, '', true)
+    end
     add(counts, 'redriven', job.queue, 1)
   elseif early and PLACES[job.status] == 'delayed' then
     local seq = next_seq(#ids)

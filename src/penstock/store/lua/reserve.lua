@@ -2,7 +2,7 @@
 -- Guarantee: the first job to come has the key; whoever repeats is told its id, or its answer once there is one.
 -- KEYS: meta (hash), canary (none)
 -- ARGV: items (msgpack: [digest, fingerprint, keep_ms, id]...)
--- Returns: per item [reserved, id], [replayed, id, status, created ms, due ms or '', expires ms or ''], [reused, id] or [error, text]
+-- Returns: per item [reserved, id], [replayed, id, status, created ms, due ms or '', expires ms or '', existing], [reused, id] or [error, text]
 -- Transitions: none
 -- Flags: none (refused when out of memory)
 -- Uses: time, job, place_names, place, once

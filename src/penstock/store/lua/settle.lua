@@ -11,7 +11,7 @@ local retention = {ms = tonumber(ARGV[2]), failed_ms = tonumber(ARGV[3])}
 
 -- A field read costs about as much as a call, and most attempts complete: what a completion needs is read alone. It need not
 -- know of `expires`, which the claim has already taken off its index.
-local COMPLETE = {'status', 'queue', 'attempt', 'nonce', 'worker', 'retention', 'watch', 'settled'}
+local COMPLETE = {'status', 'queue', 'attempt', 'nonce', 'worker', 'retention', 'watch', 'settled', 'unique'}
 
 local function settle_one(item)
   local id, attempt, nonce, verb, value, delay_ms = item[1], item[2], item[3], item[4], item[5], item[6]

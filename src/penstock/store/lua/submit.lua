@@ -1,14 +1,16 @@
 -- submit: create jobs, each unless its id already stands.
 -- Guarantee: repeating a submit by id, or by an idempotency key, changes nothing and answers with the standing job, also when the
---   queue is full; a refused item leaves nothing but its queue's name.
+--   queue is full; a refused item leaves nothing but its queue's name. Of two jobs with a unique key only one is taken while the
+--   first holds it, or the first is cancelled in the same step.
 -- KEYS: meta (hash), canary (none)
--- ARGV: items (msgpack: [id, task, type, queue, priority, input, options, run_at, delay, expires_at, expires_in, retention, idempotency digest, fingerprint, keep_ms]...), bounds (msgpack: {queue: most waiting jobs})
--- Returns: per item [created|exists|replayed, id, status, created ms, due ms or '', expires ms or ''], [full], [reused|reserved, id] or [error, text]
--- Transitions: none -submit-> queued, none -schedule-> scheduled
+-- ARGV: items (msgpack: [id, task, type, queue, priority, input, options, run_at, delay, expires_at, expires_in, retention, idempotency digest, fingerprint, keep_ms, unique digest, until or '', for_ms, on_conflict]...), bounds (msgpack: {queue: most waiting jobs}), retention_ms, failed_retention_ms
+-- Returns: per item [created|exists|replayed|existing, id, status, created ms, due ms or '', expires ms or '', existing], [full], [held, id, status], [reused|reserved, id] or [error, text]
+-- Transitions: none -submit-> queued, none -schedule-> scheduled, queued -cancel-> cancelled, scheduled -cancel-> cancelled, retrying -cancel-> cancelled
 -- Flags: none (refused when out of memory)
--- Uses: time, job, place_names, place, create, once
+-- Uses: time, job, place_names, place, unique, create, once
 local items = cmsgpack.unpack(ARGV[1])
 bounds = cmsgpack.unpack(ARGV[2])
+retention = {ms = tonumber(ARGV[3]), failed_ms = tonumber(ARGV[4])}
 
 -- Submit an item under its idempotency key, whose record shares the job's partition.
 local function submit_once(item)
@@ -21,8 +23,8 @@ local function submit_once(item)
     return replay(record, item[14])
   end
   local answer = submit_one(item, #items)
-  if answer[1] ~= 'full' then
-    remember(digest, now + item[15], item[14], item[1], in_short(answer))
+  if answer[1] ~= 'full' and answer[1] ~= 'held' then
+    remember(digest, now + item[15], item[14], answer[2], in_short(answer))
   end
   return answer
 end

@@ -41,5 +41,15 @@ def audit(partition: Partition) -> list[str]:
         problems += [
             f"{job_id}: in {name} but there is no such job" for job_id in index if job_id not in partition.jobs
         ]
+    now_bound = {job.unique.key: job.id for job in partition.jobs.values() if job.unique and job.is_bound}
+    problems += [
+        f"{job_id}: holds its unique key without a lock"
+        for key, job_id in now_bound.items()
+        if key not in partition.locks or partition.locks[key].job_id != job_id
+    ]
+    for lock in partition.locks.values():
+        holder = partition.jobs.get(lock.job_id)
+        if lock.end_ms == 0 and (holder is None or not holder.is_bound):
+            problems.append(f"{lock.job_id}: has a lock but does not hold its unique key")
     problems += [f"{job_id}: held but there is no such job" for job_id in held if job_id not in partition.jobs]
     return problems

@@ -13,6 +13,7 @@ from penstock.core.states import FINAL_STATES, PLACES, AttemptOutcome, Place, Pr
 from penstock.core.transitions import Event, next_state
 from penstock.store.memory.audit import audit
 from penstock.store.memory.index import Index
+from penstock.store.memory.locks import Lock, UniqueHold
 from penstock.store.memory.output import StoredOutput
 from penstock.store.memory.signals import Signals
 
@@ -62,12 +63,18 @@ class StoredJob:
     progress: bytes | None = None
     reason: Reason | None = None
     settled: str | None = None
+    unique: UniqueHold | None = None
     attempts: dict[int, tuple[Attempt, bytes]] = dataclasses.field(default_factory=dict)
     output: StoredOutput = dataclasses.field(default_factory=StoredOutput)
 
     def is_held_by(self, token: Token) -> bool:
         """Tell whether a token is the one of the running attempt."""
         return self.state is State.RUNNING and self.matches(token)
+
+    @property
+    def is_bound(self) -> bool:
+        """Tell whether the job holds its unique key whatever the time."""
+        return self.unique is not None and self.unique.is_bound(self.state, self.attempt)
 
     def matches(self, token: Token) -> bool:
         """Tell whether a token is the one of the latest attempt, ended or not."""
@@ -97,6 +104,8 @@ class Partition:
         self.paused: set[str] = set()
         #: What idempotency keys of this partition were answered, and until when: by digest.
         self.once: dict[str, tuple[Idempotency, int, Submitted]] = {}
+        #: Who holds which unique key: by digest.
+        self.locks: dict[str, Lock] = {}
         self.counters: Counter[tuple[str, str]] = Counter()
         self.swept_at_ms: int | None = None
         self.reap_from_ms = 0
@@ -109,6 +118,7 @@ class Partition:
         """Put a new job into its first place."""
         job.state = next_state(None, event)
         self.jobs[job.id] = job
+        self.lock(job)
         self.counters["submitted", job.queue] += 1
         self._enter(job, event, job.created_at_ms)
 
@@ -118,12 +128,34 @@ class Partition:
         self._leave(job)
         job.state = state
         self._enter(job, event, now_ms)
+        self._let_go(job, now_ms)
 
     def remove(self, job: StoredJob) -> None:
         """Forget a job."""
         self._leave(job)
         del self.jobs[job.id]
         self.signals.changed()
+
+    def forget(self, job: StoredJob) -> None:
+        """Forget a job with its unique key."""
+        self.remove(job)
+        if job.unique is not None and self._holds(job):
+            del self.locks[job.unique.key]
+
+    def lock(self, job: StoredJob) -> None:
+        """Give a job its unique key."""
+        if job.unique is not None:
+            self.locks[job.unique.key] = Lock(job_id=job.id, created_at_ms=job.created_at_ms, end_ms=job.unique.end_ms)
+
+    def holder(self, key: str, now_ms: int) -> Lock | None:
+        """Return whose a unique key is."""
+        lock = self.locks.get(key)
+        if lock is None:
+            return None
+        job = self.jobs.get(lock.job_id)
+        if lock.end_ms > now_ms or (job is not None and job.is_bound):
+            return lock
+        return None
 
     def start(self, job: StoredJob, request: ClaimRequest, now_ms: int) -> None:
         """Begin the next attempt."""
@@ -225,6 +257,21 @@ class Partition:
     def audit(self) -> list[str]:
         """Name everything that is not as it must be; empty when all is well."""
         return audit(self)
+
+    def _holds(self, job: StoredJob) -> bool:
+        lock = self.locks.get(job.unique.key) if job.unique else None
+        return lock is not None and lock.job_id == job.id
+
+    def _let_go(self, job: StoredJob, now_ms: int) -> None:
+        """Free the unique key of a job that has just changed its state, unless it holds it further."""
+        if job.unique is None or job.is_bound or not self._holds(job):
+            return
+        key, called_off = job.unique.key, job.state in (State.CANCELLED, State.EXPIRED)
+        if called_off or job.unique.end_ms <= now_ms:
+            del self.locks[key]
+        else:
+            state = job.state if job.state.is_final else None
+            self.locks[key] = dataclasses.replace(self.locks[key], state=state)
 
     def _leave(self, job: StoredJob) -> None:
         place = PLACES[job.state]

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from penstock.core.errors import KeyReused, QueueFull, StoreUnavailable
+from penstock.core.errors import KeyHeld, KeyReused, QueueFull, StoreUnavailable
 from penstock.core.ids import JobId, Token, WorkerName, home_of_digest, partition_of
 from penstock.core.job import (
     ChangeCode,
@@ -21,6 +21,7 @@ from penstock.core.job import (
     JobRecord,
     MemoryUse,
     NewJob,
+    OnConflict,
     Page,
     Promoted,
     Pruned,
@@ -32,6 +33,7 @@ from penstock.core.job import (
     Settled,
     Submitted,
     TaskInfo,
+    Unique,
     Verb,
     WorkerInfo,
 )
@@ -40,6 +42,7 @@ from penstock.core.output import Followed, Output, OutputCode
 from penstock.core.states import PLACES, AttemptOutcome, Place, Reason, State
 from penstock.core.transitions import Event
 from penstock.store.memory import claiming, reading, sweeps
+from penstock.store.memory.locks import Lock, UniqueHold
 from penstock.store.memory.output import DROPPED
 from penstock.store.memory.partition import Partition, StoredJob
 from penstock.store.memory.signals import Signals
@@ -293,7 +296,7 @@ class MemoryStore:
     def _guarded(self, one: Callable[[_Item], _Answer], item: _Item) -> _Answer | Exception:
         try:
             return one(item)
-        except (UnicodeDecodeError, KeyReused, QueueFull) as error:
+        except (UnicodeDecodeError, KeyHeld, KeyReused, QueueFull) as error:
             return error
 
     def _find(self, job_id: JobId) -> tuple[Partition, StoredJob] | None:
@@ -326,11 +329,25 @@ class MemoryStore:
         found = self._find(new.id)
         if found:
             return _submitted(found[1], created=False)
+        now_ms = self._now()
+        lock = part.holder(new.unique.key, now_ms) if new.unique else None
+        standing = part.jobs.get(lock.job_id) if lock else None
+        if lock is not None and new.unique is not None:
+            if new.unique.on_conflict is OnConflict.RETURN_EXISTING:
+                part.counters["existing", new.queue] += 1
+                return _existing(lock, standing)
+            if new.unique.on_conflict is OnConflict.REJECT or standing is None or not _waits(standing):
+                part.counters["conflicts", new.queue] += 1
+                raise KeyHeld(lock.job_id, _existing(lock, standing).state.value)
         bound = self.limits.depth_bound(new.queue, self.partitions)
-        if bound is not None and part.waiting(new.queue) >= bound:
+        full = bound is not None and part.waiting(new.queue) >= bound
+        if full and not (standing is not None and standing.queue == new.queue):
             part.counters["refused", new.queue] += 1
             raise QueueFull(new.queue)
-        now_ms = self._now()
+        if standing is not None:
+            part.counters["replaced", standing.queue] += 1
+            standing.cancel_requested_at_ms = now_ms
+            part.move(standing, Event.CANCEL, now_ms)
         job = StoredJob(
             id=new.id,
             state=State.QUEUED,
@@ -343,6 +360,7 @@ class MemoryStore:
             created_at_ms=now_ms,
             expires_at_ms=_moment(new.expires_at_ms, new.expires_in_ms, now_ms),
             retention_ms=new.retention_ms,
+            unique=_hold(new.unique, now_ms),
         )
         due_ms = _moment(new.run_at_ms, new.delay_ms, now_ms)
         if due_ms is not None and due_ms > now_ms:
@@ -435,6 +453,12 @@ class MemoryStore:
     def _redrive(self, part: Partition, job: StoredJob, *, early: bool) -> Changed:
         now_ms = self._now()
         if job.state is State.FAILED:
+            bound = job.unique is not None and job.unique.is_bound(State.QUEUED, job.attempt)
+            holder = part.holder(job.unique.key, now_ms) if job.unique and bound else None
+            if holder is not None and holder.job_id != job.id:
+                return Changed(code=ChangeCode.HELD, state=job.state, holder=holder.job_id)
+            if bound:
+                part.lock(job)
             job.counted = job.lost = job.no_handler = 0
             job.reason = job.settled = job.progress = job.cancel_requested_at_ms = job.finished_at_ms = None
             job.redriven_at_ms = now_ms
@@ -449,7 +473,7 @@ class MemoryStore:
     def _delete(self, part: Partition, job: StoredJob) -> Changed:
         if not job.state.is_final:
             return Changed(code=ChangeCode.CONFLICT, state=job.state)
-        part.remove(job)
+        part.forget(job)
         return Changed(code=ChangeCode.DONE, state=job.state)
 
     def _give_back_held(
@@ -473,6 +497,25 @@ def _moment(at_ms: int | None, in_ms: int | None, now_ms: int) -> int | None:
     if at_ms is not None:
         return at_ms
     return None if in_ms is None else now_ms + in_ms
+
+
+def _hold(unique: Unique | None, now_ms: int) -> UniqueHold | None:
+    if unique is None:
+        return None
+    end_ms = 0 if unique.for_ms is None else now_ms + unique.for_ms
+    return UniqueHold(key=unique.key, until=unique.until, end_ms=end_ms)
+
+
+def _waits(job: StoredJob) -> bool:
+    return PLACES[job.state] in (Place.QUEUE, Place.DELAYED)
+
+
+def _existing(lock: Lock, job: StoredJob | None) -> Submitted:
+    """Tell of the job that holds a unique key; of one that retention removed what its lock remembers."""
+    if job is not None:
+        return msgspec.structs.replace(_submitted(job, created=False), existing=True)
+    assert lock.state is not None
+    return Submitted(id=lock.job_id, state=lock.state, created=False, created_at_ms=lock.created_at_ms, existing=True)
 
 
 def _mark(token: Token, verb: Verb) -> str:

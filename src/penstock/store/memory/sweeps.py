@@ -53,6 +53,9 @@ def reap(partition: Partition, limit: int, now_ms: int) -> Reaped:
 def prune(partition: Partition, limit: int, *, dead_cap: int, finished_cap: int, now_ms: int) -> Pruned:
     """Remove final jobs past their retention, then the oldest above the caps."""
     partition.once = {key: kept for key, kept in partition.once.items() if kept[1] > now_ms}
+    partition.locks = {
+        key: lock for key, lock in partition.locks.items() if lock.end_ms > now_ms or partition.holder(key, now_ms)
+    }
     aged = partition.expire.up_to(now_ms, limit)
     _remove(partition, aged, "pruned")
     dead: list[JobId] = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.core.errors import KeyReused, QueueFull, StoreError
+from penstock.core.errors import KeyHeld, KeyReused, QueueFull, StoreError
 from penstock.core.ids import JobId, Token
 from penstock.core.job import (
     Attempt,
@@ -65,8 +65,19 @@ def new_job_item(job: NewJob) -> list[str | int | None]:
         job.expires_at_ms,
         job.expires_in_ms,
         job.retention_ms,
-        *((job.idempotency.key, job.idempotency.fingerprint, job.idempotency.keep_ms) if job.idempotency else ()),
+        *_once_fields(job),
     ]
+
+
+def _once_fields(job: NewJob) -> tuple[str | int | None, ...]:
+    once, unique = job.idempotency, job.unique
+    if once is None and unique is None:
+        return ()
+    fields = (once.key, once.fingerprint, once.keep_ms) if once else (None, None, None)
+    if unique is None:
+        return fields
+    until = unique.until.value if unique.until else ""
+    return (*fields, unique.key, until, unique.for_ms, unique.on_conflict.value)
 
 
 def submitted(answer: Sequence[Any], queue: str = "") -> Submitted | Exception:
@@ -77,9 +88,11 @@ def submitted(answer: Sequence[Any], queue: str = "") -> Submitted | Exception:
         return ItemError(answer[1].decode(errors="replace"))
     if answer[0] == b"reused":
         return KeyReused(answer[1].decode())
+    if answer[0] == b"held":
+        return KeyHeld(answer[1].decode(), answer[2].decode())
     if answer[0] == b"reserved":
         return ItemError("the idempotency key is reserved for a job of another partition")
-    code, job_id, status, created, due, expires = answer
+    code, job_id, status, created, due, expires, *existing = answer
     return Submitted(
         id=JobId(job_id.decode()),
         state=STATES[status],
@@ -88,16 +101,17 @@ def submitted(answer: Sequence[Any], queue: str = "") -> Submitted | Exception:
         run_at_ms=number(due),
         expires_at_ms=number(expires),
         replayed=code == b"replayed",
+        existing=bool(existing),
     )
 
 
 def confirm_fields(job_id: JobId, answer: Submitted | Exception) -> list[str | int]:
     """Return what the confirm script takes of an answer; of a refusal that the key is free again."""
     if not isinstance(answer, Submitted):
-        return [job_id, "", 0, "", ""]
+        return [job_id, "", 0, "", "", job_id, 0]
     due = "" if answer.run_at_ms is None else str(answer.run_at_ms)
     expires = "" if answer.expires_at_ms is None else str(answer.expires_at_ms)
-    return [job_id, answer.state.value, answer.created_at_ms, due, expires]
+    return [job_id, answer.state.value, answer.created_at_ms, due, expires, answer.id, int(answer.existing)]
 
 
 def claimed_job(fields: Sequence[Any], nonce: str) -> ClaimedJob | None:
@@ -217,6 +231,8 @@ def changed(answer: Sequence[Any]) -> Changed:
     """
     if answer[0] == b"error":
         raise ItemError(answer[1].decode(errors="replace"))
+    if answer[0] == b"held":
+        return Changed(code=ChangeCode.HELD, state=STATES.get(answer[1]), holder=JobId(answer[2].decode()))
     return Changed(
         code=ChangeCode(answer[0].decode()), state=STATES.get(answer[1]), cancel_requested_at_ms=number(answer[2])
     )

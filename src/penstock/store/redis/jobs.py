@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from penstock.core.errors import KeyReused, QueueFull, StoreError
+from penstock.core.errors import KeyHeld, KeyReused, QueueFull, StoreError
 from penstock.core.ids import JobId, WorkerName, home_of_digest, partition_of
 from penstock.core.job import (
     Changed,
@@ -108,7 +108,8 @@ class RedisJobs:
             if packed is None:
                 return [answers[index] for index in range(len(jobs))]
             bounds = self._depth_bounds(jobs)
-            replies = iter(await self._connection.script("submit", partition, packed, bounds, durable=True))
+            reply = await self._connection.script("submit", partition, packed, bounds, *self._retention, durable=True)
+            replies = iter(reply)
             return [
                 answers[index] if index in answers else submitted(next(replies), job.queue)
                 for index, job in enumerate(jobs)
@@ -172,7 +173,7 @@ class RedisJobs:
             if key is not None:
                 if isinstance(answer, Submitted):
                     # The job was there: this is the repeat of a submit that lost its answer.
-                    answers[index] = msgspec.structs.replace(answer, replayed=not answer.created)
+                    answers[index] = msgspec.structs.replace(answer, replayed=not (answer.created or answer.existing))
                 confirms[index] = (key, confirm_fields(job.id, answer))
         # The jobs are stored whatever happens here; a repeat finds them by the reserved id.
         with contextlib.suppress(StoreError):
@@ -463,7 +464,7 @@ def _raise_store_errors(answers: Sequence[Any]) -> list[Any]:
     """Raise when the whole call failed; errors of single items stay in their places."""
     for answer in answers:
         if isinstance(answer, Exception) and not isinstance(
-            answer, ItemError | KeyReused | QueueFull | UnicodeError | OverflowError
+            answer, ItemError | KeyHeld | KeyReused | QueueFull | UnicodeError | OverflowError
         ):
             raise answer
     return list(answers)

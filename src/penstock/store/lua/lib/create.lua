@@ -1,5 +1,6 @@
--- Create jobs, each unless its id already stands; the script sets `bounds` ({queue: most waiting jobs}) first.
-local bounds = {}
+-- Create jobs, each unless its id already stands; the script sets `bounds` ({queue: most waiting jobs}) first, and where items may
+-- replace others `retention`.
+local bounds, retention = {}, nil
 -- How many jobs wait in each queue that has a bound, those of this call included.
 local waiting = {}
 
@@ -26,8 +27,8 @@ end
 local begun
 local known_queues = {}
 
--- Create one job: [id, task, type, queue, priority, input, options, run_at, delay, expires_at, expires_in, retention]. Places in
--- queues are taken from the server in blocks of `block`.
+-- Create one job: [id, task, type, queue, priority, input, options, run_at, delay, expires_at, expires_in, retention, -, -, -, unique
+-- digest, until, for_ms, on_conflict]. Places in queues are taken from the server in blocks of `block`.
 local function submit_one(item, block)
   local id, task, job_type, queue, priority, input, options = item[1], item[2], item[3], item[4], item[5], item[6], item[7]
   -- First, so that no job ever stands in a queue that nobody lists.
@@ -43,7 +44,19 @@ local function submit_one(item, block)
     end
     return {'exists', id, standing.status, standing.created, PLACES[standing.status] == 'delayed' and standing.due or '', standing.expires or ''}
   end
-  if is_full(queue) then
+  local digest, on_conflict = item[16], item[19]
+  local holder = digest and holder_of(digest)
+  if holder and on_conflict == 'return_existing' then
+    add(counts, 'existing', queue, 1)
+    local due = PLACES[holder.status] == 'delayed' and holder.due or ''
+    return {'existing', holder.id, holder.status, holder.created, due, holder.expires or '', 'existing'}
+  end
+  if holder and not (on_conflict == 'replace' and (PLACES[holder.status] == 'queue' or PLACES[holder.status] == 'delayed')) then
+    add(counts, 'conflicts', queue, 1)
+    return {'held', holder.id, holder.status}
+  end
+  -- A replacement needs no room of its own in the queue where the job waited.
+  if is_full(queue) and not (holder and holder.queue == queue) then
     add(counts, 'refused', queue, 1)
     return {'full'}
   end
@@ -72,10 +85,25 @@ local function submit_one(item, block)
   put('head', options ~= '' and options)
   put('expires', expires)
   put('retention', item[12])
+  local last = item[18] and now + item[18] or 0
+  if digest then
+    put('unique', string.format('%s|%s|%.0f', digest, item[17], last))
+  end
   begun = id
   put_value(fields, 'input', K.input(id), input)
   redis.call('HSET', K.job(id), unpack(fields))
   enter(id, job, job.status, at)
+  if holder then
+    -- Only now: a job that cannot be stored replaces nothing.
+    finish(holder.id, holder, 'cancelled', {'cancel', now}, retention)
+    add(counts, 'replaced', holder.queue, 1)
+    if waiting[holder.queue] then
+      waiting[holder.queue] = waiting[holder.queue] - 1
+    end
+  end
+  if digest then
+    lock(digest, last, id, now, '', item[17] ~= '')
+  end
   add(counts, 'submitted', queue, 1)
   if waiting[queue] then
     waiting[queue] = waiting[queue] + 1
@@ -86,7 +114,10 @@ end
 -- Redis does not roll back: what an item wrote before its error must not stay as half a job.
 local function take_back(id, queue, priority)
   remove_job(id)
-  for _, index_key in ipairs({K.queue(queue, priority), K.delayed, K.expiry}) do
+  for _, index_key in ipairs({K.queue(queue, priority), K.expiry}) do
     redis.pcall('ZREM', index_key, id)
+  end
+  if redis.pcall('ZREM', K.delayed, id) == 1 then
+    add(gauges, 'delayed', queue, -1)
   end
 end

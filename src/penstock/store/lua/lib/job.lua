@@ -13,7 +13,10 @@ end
 
 -- What `move` and `record` need to know of a job.
 local CORE = {'status', 'queue', 'priority', 'seq', 'attempt', 'nonce', 'worker', 'started', 'counted', 'lost', 'expires', 'cancel',
-  'retention', 'watch', 'settled'}
+  'retention', 'watch', 'settled', 'unique'}
+
+-- What a submit and a redrive need to know of the holder of a unique key besides.
+local HOLDER = {'created', 'due', unpack(CORE)}
 
 -- Append a value to the fields to be written, or store it in its own key when it would blow up the compact hash.
 local function put_value(fields, name, key, value)

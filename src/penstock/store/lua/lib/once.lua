@@ -1,5 +1,6 @@
 -- Remember the answers to idempotency keys. A record is `until|fingerprint|id|answer`; the answer is
--- `status|created|due|expires`, or empty while the key is only reserved for a job that lives in another partition.
+-- `status|created|due|expires`, with `|existing` where it tells of the holder of a unique key, or empty while the key is only
+-- reserved for a job that lives in another partition.
 
 -- Return what stands under a key: nil when nothing does, or no longer.
 local function recall(digest)
@@ -28,11 +29,12 @@ local function replay(record, fingerprint)
   if record.answer == '' then
     return {'reserved', record.id}
   end
-  local status, created, due, expires = string.match(record.answer, '^(%l+)|(%d+)|(%d*)|(%d*)$')
-  return {'replayed', record.id, status, created, due, expires}
+  local status, created, due, expires, existing = string.match(record.answer, '^(%l+)|(%d+)|(%d*)|(%d*)|?(%l*)$')
+  return {'replayed', record.id, status, created, due, expires, existing ~= '' and existing or nil}
 end
 
 -- Return what is remembered of an answer to a submit.
 local function in_short(answer)
-  return string.format('%s|%.0f|%s|%s', answer[3], tonumber(answer[4]), answer[5], answer[6])
+  local existing = answer[7] and '|existing' or ''
+  return string.format('%s|%.0f|%s|%s%s', answer[3], tonumber(answer[4]), answer[5], answer[6], existing)
 end

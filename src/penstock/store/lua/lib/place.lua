@@ -106,6 +106,55 @@ local function enter(id, job, status, at, keep_ms)
   end
 end
 
+-- Read a job's own word on its unique key, `digest|until|end`: until which event it holds it, and in any case to when
+-- (Unix ms, 0 for no time).
+local function unique_of(job)
+  return string.match(job.unique or '', '^(%x+)|(%l*)|(%d+)$')
+end
+
+-- Tell whether an event is still to come up to which a job of this word holds its key.
+local function is_bound(job, kept_until)
+  return PLACES[job.status] ~= 'final' and (kept_until == 'finished' or (kept_until == 'started' and tonumber(job.attempt or 0) == 0))
+end
+
+-- Return who holds a unique key by its record: the end of its time, the id, its creation, its final status or ''.
+local function locked_by(digest)
+  local text = redis.pcall('GET', K.unique(digest))
+  if type(text) ~= 'string' then
+    return nil
+  end
+  local last, id, created, status = string.match(text, '^(%d+)|([^|]+)|(%d+)|(%l*)$')
+  return tonumber(last), id, created, status
+end
+
+-- Give a unique key to a job. The server's own expiry only frees the memory once nothing but time holds the key.
+local function lock(digest, last, id, created, status, bound)
+  local text = string.format('%.0f|%s|%.0f|%s', last, id, tonumber(created), status)
+  if bound then
+    redis.call('SET', K.unique(digest), text)
+  else
+    redis.call('SET', K.unique(digest), text, 'PX', math.max(1, last - now))
+  end
+end
+
+-- Free the unique key of a job that has just changed its status, unless it holds it further. What was called off (cancelled,
+-- expired, or `forgotten`) also gives up the time that it asked for.
+local function let_go(id, job, forgotten)
+  local digest, kept_until = unique_of(job)
+  if not digest or is_bound(job, kept_until) then
+    return
+  end
+  local last, holder, created, status = locked_by(digest)
+  if holder ~= id then
+    return
+  end
+  if forgotten or last <= now or job.status == 'cancelled' or job.status == 'expired' then
+    redis.call('DEL', K.unique(digest))
+  else
+    lock(digest, last, id, created, PLACES[job.status] == 'final' and job.status or '', false)
+  end
+end
+
 -- Move a job to another status; `fields` are written to its hash in the same breath.
 -- It enters before it leaves: should a damaged key stop the script in between, the job is found twice, never nowhere, and
 -- whoever meets the entry that its hash does not agree with removes it.
@@ -114,6 +163,9 @@ local function move(id, job, status, at, fields, keep_ms)
   redis.call('HSET', K.job(id), 'status', status, unpack(fields))
   leave(id, job, job.status)
   job.status = status
+  if job.unique then
+    let_go(id, job)
+  end
 end
 
 -- Final jobs are kept for the job's own retention, else the state's; 0 keeps a tombstone of 60 s.
