@@ -289,14 +289,14 @@ class _Auditor:
             for digest, code, detail in await self._connection.script("audit_locks", partition, pack(chunk)):
                 self._find(text_of(code), f"unique:{text_of(digest)}", text_of(detail))
 
-    async def _values(self, partition: int, owned: list[tuple[str, str]]) -> None:
+    async def _values(self, partition: int, found: list[tuple[str, str]]) -> None:
         keys = self._connection.keys[partition]
         looks: list[tuple[str, ...]] = []
-        for name, owner in owned:
+        for name, owner in found:
             looks += [("EXISTS", keys.prefix + name), ("EXISTS", keys.key("job", owner))]
         # At one moment: a job that is removed meanwhile takes its values with it.
         answers = await self._connection.together(looks, atomic=True)
-        for (name, _), stands, owner_stands in zip(owned, answers[::2], answers[1::2], strict=True):
+        for (name, _), stands, owner_stands in zip(found, answers[::2], answers[1::2], strict=True):
             if stands and not owner_stands:
                 self._find("orphan_value", name, "its job is gone")
 
