@@ -87,10 +87,10 @@ class Connection:
             if durable and self.barrier.is_on:
                 return await self.barrier.run(server, script, call, keys.key("meta"))
             try:
-                return await execute(server.calls, "EVALSHA", *call)
+                return await server.scripts.call("EVALSHA", *call)
             except redis.exceptions.NoScriptError:
                 # Nothing ran, so sending it again is safe; EVAL also loads it for the next caller.
-                return await execute(server.calls, "EVAL", script.text, *call[1:])
+                return await server.scripts.call("EVAL", script.text, *call[1:])
 
         return await self._at_slot(keys.slot, run)
 
@@ -117,12 +117,7 @@ class Connection:
 
         async def part(server: Primary, mine: Sequence[int]) -> None:
             calls = [("EVALSHA", script.sha, 2, *self.keys[partition].declared, *arguments) for partition in mine]
-            try:
-                with self.mapped(server):
-                    found = await _pipeline(server, calls, tolerant=True)
-            except StoreError as error:
-                answers.update(dict.fromkeys(mine, error))
-                return
+            found = await asyncio.gather(*(server.scripts.call(*call) for call in calls), return_exceptions=True)
             for partition, answer in zip(mine, found, strict=True):
                 answers[partition] = answer
                 try:

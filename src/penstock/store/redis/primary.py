@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 
 from penstock.core.errors import StoreUnavailable
 from penstock.store.address import name_of
+from penstock.store.redis.line import Line
 from penstock.store.redis.names import resolve
 
 CALL_TIMEOUT_S = 5.0
@@ -101,6 +102,8 @@ class Primary:
         self.closed = False
         self._others: dict[str, redis.asyncio.Redis] = {}
         self.calls = open_client(url, timeout_s=CALL_TIMEOUT_S, connections=CONNECTIONS)
+        # Scripts share a connection, over which they follow each other without waiting.
+        self.scripts = Line(self.calls, CALL_TIMEOUT_S)
         # Blocking calls have connections of their own, so that none waits behind them.
         self.blocking = open_client(url, timeout_s=BLOCK_LIMIT_S + CALL_TIMEOUT_S, connections=BLOCKING_CONNECTIONS)
 
@@ -124,6 +127,7 @@ class Primary:
     async def close(self) -> None:
         """Close all connections, those in use too: calls under way fail."""
         self.closed = True
+        await self.scripts.close()
         for client in (self.calls, self.blocking, *self._others.values()):
             try:
                 await client.aclose()
