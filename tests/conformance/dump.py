@@ -267,7 +267,7 @@ async def read_dumps(connection: Connection) -> list[Dump]:
     """Read each partition's keys."""
     dumps = []
     for keys in connection.keys:
-        names = [name.decode() for name in await connection.command("KEYS", f"{keys.prefix}*")]
+        names = [name.decode() for name in await _names(connection, f"{keys.prefix}*")]
         reads: list[tuple[str, ...]] = []
         for name in names:
             verb, *arguments = _READS[KINDS[kind_of(name.removeprefix(keys.prefix))].redis_type]
@@ -278,8 +278,14 @@ async def read_dumps(connection: Connection) -> list[Dump]:
     return dumps
 
 
+async def _names(connection: Connection, pattern: str) -> list[bytes]:
+    found: list[bytes] = []
+    for primary in await connection.primaries():
+        found += await connection.command_at(primary, "KEYS", pattern)
+    return found
+
+
 async def remove_namespace(connection: Connection) -> None:
     """Remove all keys of a namespace."""
-    names = await connection.command("KEYS", f"{connection.options.namespace}:*")
-    if names:
-        await connection.command("UNLINK", *names)
+    names = await _names(connection, f"{connection.options.namespace}:*")
+    await connection.together([("UNLINK", name) for name in names])

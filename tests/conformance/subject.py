@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -29,6 +30,7 @@ from penstock.store.protocol import Store
 from penstock.store.redis.connection import Connection
 from penstock.store.redis.store import RedisStore
 from penstock.store.redis.testing import connect_with_clock
+from tests import fleets
 from tests.conformance.dump import read_dumps, remove_namespace
 
 START_MS = 1_800_000_000_000
@@ -150,6 +152,7 @@ class Subject:
         assert isinstance(self.store, RedisStore)
         # On a connection of its own: a closed store answers no more, and some tests close it.
         reader = Connection(self.store.connection.options)
+        reader.keys = self.store.connection.keys
         dumps = await read_dumps(reader)
         await reader.close()
         return [problem for dump in dumps for problem in dump.audit(markers=markers)]
@@ -168,12 +171,22 @@ async def memory_subject(partitions: int = 1, limits: Limits | None = None) -> A
     await store.close()
 
 
+def _turn(connection: Connection, name: str) -> None:
+    """Let another partition be the first one in each test."""
+    first = zlib.crc32(name.encode()) % len(connection.keys)
+    connection.keys = connection.keys[first:] + connection.keys[:first]
+
+
 @asynccontextmanager
 async def redis_subject(
-    url: str, namespace: str, partitions: int = 1, limits: Limits | None = None
+    url: str, namespace: str, partitions: int | None = None, limits: Limits | None = None
 ) -> AsyncIterator[Subject]:
-    """Return a store in a namespace of a server; its keys are removed at the end."""
+    """Return a store in a namespace of servers; its keys are removed at the end."""
+    is_free = partitions is None and limits is None
+    partitions = partitions or (fleets.partitions_under_test() if is_free else 1)
     store, set_clock = await connect_with_clock(url, namespace, partitions, limits)
+    if is_free:
+        _turn(store.connection, namespace)
     await set_clock(START_MS)
     try:
         yield Subject(store, set_clock)

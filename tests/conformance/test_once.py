@@ -11,7 +11,7 @@ from penstock.core.states import State
 from penstock.store.redis.codec import pack
 from penstock.store.redis.store import RedisStore
 from tests.conformance.conftest import MakeSubject
-from tests.conformance.subject import START_MS, Subject
+from tests.conformance.subject import START_MS
 
 KEEP_MS = 60_000
 #: The digest of a key whose home is 1; a job of home 0 lives in another partition wherever there are two.
@@ -161,7 +161,8 @@ async def test_a_late_answer_takes_no_key_from_another(make_subject: MakeSubject
     assert answer.id == job.id
 
 
-async def test_keys_go_from_memory(subject: Subject) -> None:
+async def test_keys_go_from_memory(make_subject: MakeSubject) -> None:
+    subject = await make_subject(1)
     await subject.store.submit([subject.new(idempotency=once(keep_ms=1_000))])
     if isinstance(subject.store, RedisStore):
         keys = subject.store.connection.keys[0]

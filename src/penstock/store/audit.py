@@ -10,7 +10,8 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
 
 from penstock.core.errors import StoreError, StoreUnavailable, StoreUnfit
 from penstock.core.ids import parse_job_id, partition_of
@@ -19,12 +20,15 @@ from penstock.store.keys import KINDS, anchor_key
 from penstock.store.options import StoreOptions
 from penstock.store.redis.codec import pack
 from penstock.store.redis.connection import FORMAT, Connection
+from penstock.store.redis.primary import Primary
 from penstock.store.redis.server import product, read_info, read_setting, text_of, version_problem
 
 _CHUNK = 200
 _PAGE = 1_000
 _MARKER_SETTLES_S = 2.5
 _MARKER_LOOK_S = 0.05
+#: Runs one plain command on one server.
+Ask = Callable[..., Awaitable[Any]]
 #: Kinds of keys that may have a time to live.
 _EXPIRING = frozenset({"wake", "inbox", "idem", "unique"})
 _AOF = {"0": "no", "1": "yes"}
@@ -82,20 +86,44 @@ async def audit(options: StoreOptions, *, progress: Callable[[int], None] | None
 
 
 async def _server_checks(connection: Connection) -> list[Check]:
+    primaries = await connection.primaries()
     checks = [Check(name="connection", status="ok", detail="the server answers")]
-    info = await read_info(connection.command)
     partitions = connection.options.partitions
-    checks.append(_version_check(info))
     checks.append(Check(name="format", status="ok", detail=f"{FORMAT}, partitions: {partitions}"))
-    checks.append(await _script_check(connection))
-    checks += _persistence_checks(
-        await read_setting(connection.command, "appendonly") or _AOF.get(info.get("aof_enabled", "")),
-        await read_setting(connection.command, "appendfsync"),
-    )
-    policy = await read_setting(connection.command, "maxmemory-policy") or info.get("maxmemory_policy")
-    checks.append(_policy_check(policy))
+    if connection.is_cluster:
+        checks.append(await _spread_check(connection, primaries))
+    for primary in primaries:
+        found = await _checks_of(connection, functools.partial(connection.command_at, primary))
+        if len(primaries) > 1:
+            found = [dataclasses.replace(check, name=f"{check.name} of {primary.name}") for check in found]
+        checks += found
     checks.append(await _durability_check(connection))
-    limit = await read_setting(connection.command, "maxmemory") or info.get("maxmemory")
+    return checks
+
+
+async def _spread_check(connection: Connection, primaries: Sequence[Primary]) -> Check:
+    """Say how the partitions lie on the primaries of a cluster."""
+    counts = dict.fromkeys(primaries, 0)
+    for partition in range(len(connection.keys)):
+        counts[await connection.server_of(partition)] += 1
+    spread = ", ".join(f"{count} on {primary.name}" for primary, count in counts.items())
+    idle = sum(count == 0 for count in counts.values())
+    if idle:
+        return Check(name="cluster", status="warning", detail=f"{idle} primaries hold no partition: {spread}")
+    return Check(name="cluster", status="ok", detail=f"partitions: {spread}")
+
+
+async def _checks_of(connection: Connection, ask: Ask) -> list[Check]:
+    """Check one server."""
+    info = await read_info(ask)
+    checks = [_version_check(info), await _script_check(connection, ask)]
+    checks += _persistence_checks(
+        await read_setting(ask, "appendonly") or _AOF.get(info.get("aof_enabled", "")),
+        await read_setting(ask, "appendfsync"),
+    )
+    policy = await read_setting(ask, "maxmemory-policy") or info.get("maxmemory_policy")
+    checks.append(_policy_check(policy))
+    limit = await read_setting(ask, "maxmemory") or info.get("maxmemory")
     checks.append(_memory_check(limit, info.get("used_memory")))
     return checks
 
@@ -152,10 +180,10 @@ def _memory_check(limit: str | None, used: str | None) -> Check:
     )
 
 
-async def _script_check(connection: Connection) -> Check:
+async def _script_check(connection: Connection, ask: Ask) -> Check:
     shas = [script.sha for script in connection.scripts.values()]
     try:
-        loaded = sum(await connection.command("SCRIPT", "EXISTS", *shas))
+        loaded = sum(await ask("SCRIPT", "EXISTS", *shas))
     except StoreUnavailable:
         return Check(name="scripts", status="unknown", detail="the server forbids SCRIPT EXISTS")
     return Check(name="scripts", status="ok", detail=f"{loaded} of {len(shas)} of this release are loaded")
@@ -183,10 +211,14 @@ class _Auditor:
     async def run(self) -> None:
         for partition in range(len(self._connection.keys)):
             await self._totals(partition)
+        for primary in await self._connection.primaries():
+            await self._keys_of(primary)
+
+    async def _keys_of(self, primary: Primary) -> None:
         cursor = 0
         pattern = _escape(self._connection.options.namespace) + ":*"
         while True:
-            cursor, names = await self._connection.command("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
+            cursor, names = await self._connection.command_at(primary, "SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
             await self._page(names)
             self._progress(self.jobs)
             if cursor == 0:
@@ -235,7 +267,10 @@ class _Auditor:
         answers = await self._connection.together(looks)
         # What is checked together, by kind and partition: names and their arguments.
         gathered: dict[tuple[str, int], list[tuple[str, str]]] = {}
-        checks = {"job": self._jobs, "unique": self._locks}
+        checks: dict[str, Callable[[int, list[tuple[str, str]]], Awaitable[None]]] = {
+            "job": self._jobs,
+            "unique": self._locks,
+        }
         checks |= dict.fromkeys(("input", "result", "log", "stream"), self._values)
         for raw_name, found_type, ttl_ms in zip(names, answers[::2], answers[1::2], strict=True):
             place = self._place(raw_name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import redis.exceptions
@@ -107,23 +107,45 @@ class Connection:
     ) -> list[Any | StoreError]:
         """Run a script on many partitions, in few round trips to each server; errors stand in their places."""
         script = await self._ready_script(name, arguments)
+        commands: dict[int, Command] = {
+            partition: ("EVALSHA", script.sha, 2, *self.keys[partition].declared, *arguments)
+            for partition in partitions
+        }
+
+        async def again(partition: int) -> Any:
+            return await self.script(name, partition, *arguments)
+
+        answers = await self._each(commands, again)
+        return [answers[partition] for partition in partitions]
+
+    async def each(self, commands: Mapping[int, Command]) -> dict[int, Any | StoreError]:
+        """Run one command on each partition, in few round trips to each server; errors stand in their places."""
+
+        async def again(partition: int) -> Any:
+            return await self.command(*commands[partition])
+
+        return await self._each(commands, again)
+
+    async def _each(
+        self, commands: Mapping[int, Command], again: Callable[[int], Awaitable[Any]]
+    ) -> dict[int, Any | StoreError]:
+        """Run one command on each partition; ``again`` does it where the answer says that nothing ran."""
         answers: dict[int, Any] = {}
         places: dict[Primary, list[int]] = {}
-        for partition in partitions:
+        for partition in commands:
             try:
-                places.setdefault(await self._find(self.keys[partition].slot), []).append(partition)
+                places.setdefault(await self.server_of(partition), []).append(partition)
             except StoreError as error:
                 answers[partition] = error
 
         async def part(server: Primary, mine: Sequence[int]) -> None:
-            calls = [("EVALSHA", script.sha, 2, *self.keys[partition].declared, *arguments) for partition in mine]
-            found = await asyncio.gather(*(server.scripts.call(*call) for call in calls), return_exceptions=True)
+            calls = (server.scripts.call(*commands[partition]) for partition in mine)
+            found = await asyncio.gather(*calls, return_exceptions=True)
             for partition, answer in zip(mine, found, strict=True):
                 answers[partition] = answer
                 try:
                     if isinstance(answer, redis.exceptions.NoScriptError | redis.exceptions.MovedError):
-                        # Nothing ran there.
-                        answers[partition] = await self.script(name, partition, *arguments)
+                        answers[partition] = await again(partition)
                     elif isinstance(answer, Exception):
                         with self.mapped(server):
                             raise answer
@@ -135,7 +157,7 @@ class Connection:
                 await part(server, mine[start : start + _PIPELINED])
 
         await asyncio.gather(*(all_of(server, mine) for server, mine in places.items()))
-        return [answers[partition] for partition in partitions]
+        return answers
 
     @property
     def is_cluster(self) -> bool:

@@ -5,7 +5,9 @@ redis-py's own retries stay off: a repeated claim would hand out jobs twice. Ret
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import redis.asyncio
@@ -24,6 +26,10 @@ BLOCK_LIMIT_S = 5.0
 CONNECTIONS = 32
 #: Each caller that blocks takes one; they are opened as needed. Above it callers wait for each other.
 BLOCKING_CONNECTIONS = 512
+
+
+#: By what they were made from.
+_tls_contexts: dict[tuple[Any, ...], Any] = {}
 
 
 class _ByName:
@@ -57,7 +63,16 @@ class TcpConnection(_ByName, redis.asyncio.Connection):
 
 
 class TlsConnection(_ByName, redis.asyncio.SSLConnection):
-    """Connect by TLS."""
+    """Connect by TLS. Reading the certificates of a system takes tens of ms, so that connections share them."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        own = self.ssl_context
+        files = [path for path in (own.ca_certs, own.certfile, own.keyfile) if path]
+        # A certificate that was renewed is read again.
+        stamps = tuple(Path(path).stat().st_mtime_ns if Path(path).exists() else 0 for path in files)
+        key = (*files, *stamps, *(str(options.get(name)) for name in sorted(options) if name.startswith("ssl_")))
+        self.ssl_context = _tls_contexts.setdefault(key, own)
 
 
 def open_client(url: str, *, timeout_s: float, connections: int) -> redis.asyncio.Redis:
@@ -87,6 +102,19 @@ def open_client(url: str, *, timeout_s: float, connections: int) -> redis.asynci
     return redis.asyncio.Redis.from_pool(pool)
 
 
+async def ask(url: str, *command: str | int, timeout_s: float) -> Any:
+    """Run one command on a connection of its own, which is closed whatever happens."""
+    client = open_client(url, timeout_s=timeout_s, connections=1)
+    connection: Any = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+    try:
+        async with asyncio.timeout(timeout_s):
+            await connection.connect()
+            await connection.send_command(*command)
+            return await connection.read_response()
+    finally:
+        await connection.disconnect(nowait=True)
+
+
 async def execute(client: redis.asyncio.Redis, *arguments: str | bytes | int) -> Any:
     """Run one command."""
     return await client.execute_command(*arguments)  # type: ignore[no-untyped-call]
@@ -110,6 +138,10 @@ class Primary:
     def __repr__(self) -> str:
         """Show where it is."""
         return self.name
+
+    def make_connection(self) -> Any:
+        """Return a connection that belongs to no pool; its caller closes it."""
+        return self.calls.connection_pool.make_connection()  # type: ignore[no-untyped-call]
 
     def client_for(self, purpose: str, *, timeout_s: float, connections: int) -> redis.asyncio.Redis:
         """Return a client of its own for one more class of call, made on first use."""

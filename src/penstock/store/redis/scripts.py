@@ -2,7 +2,7 @@
 
 A script file opens with a header: ``-- <verb>: <sentence>``, then ``Guarantee``, ``KEYS``, ``ARGV``, ``Returns``,
 ``Transitions``, ``Flags`` and ``Uses`` (files of ``lib/`` to put before it). The text sent to the server is the
-shebang, the key builders of ``keys.py``, the used libraries and the script.
+shebang, the key builders of ``keys.py``, ``push_signal``, the used libraries and the script.
 """
 
 from __future__ import annotations
@@ -15,6 +15,12 @@ from importlib import resources
 
 from penstock.store.keys import lua_prelude
 
+#: A list that somebody may wait for. Its name is published as well: on a cluster nobody can block on lists of several
+#: slots (``signals.py``). Who may not publish there wakes them by the sweep.
+SIGNAL = """local function push_signal(key, value)
+  redis.call('RPUSH', key, value)
+  redis.pcall('SPUBLISH', key, '')
+end"""
 _FIELDS = ("Guarantee", "KEYS", "ARGV", "Returns", "Transitions", "Flags", "Uses")
 _HEADER_KEYS = "meta (hash), canary (none)"
 
@@ -97,7 +103,7 @@ def load_scripts(*, replaced_libraries: Mapping[str, str] | None = None) -> dict
             used = [libraries[library.strip()] for library in header["Uses"].split(",")]
         except KeyError as missing:
             raise ScriptError(f"{name}.lua: no library {missing}") from None
-        text = "\n".join([shebang, lua_prelude(), *used, source])
+        text = "\n".join([shebang, lua_prelude(), SIGNAL, *used, source])
         scripts[name] = Script(
             name=name,
             text=text,

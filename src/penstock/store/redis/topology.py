@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import redis.exceptions
@@ -16,7 +16,7 @@ from penstock.core.errors import StoreUnavailable
 from penstock.store.address import Address, Kind
 from penstock.store.keys import SLOTS
 from penstock.store.redis.errors import CLIENT_ERRORS, casts_doubt
-from penstock.store.redis.primary import Primary, execute, open_client
+from penstock.store.redis.primary import Primary, ask
 
 #: How long one sentinel or node may take to say who serves.
 ASK_TIMEOUT_S = 2.0
@@ -147,15 +147,6 @@ class _Changing:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    async def _ask(self, url: str, question: Callable[[Any], Awaitable[Any]]) -> Any:
-        client = open_client(url, timeout_s=ASK_TIMEOUT_S, connections=1)
-        try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                return await question(client)
-        finally:
-            await client.aclose()
-            await client.connection_pool.disconnect()
-
 
 async def _first_good(questions: list[Coroutine[Any, Any, Any]]) -> tuple[Any, list[Exception]]:
     """Return the first answer that is no error, and the errors that came before; None when all failed."""
@@ -230,22 +221,16 @@ class SentinelTopology(_Changing):
     async def _primary_by(self, host: str, port: int) -> tuple[str, int]:
         name = self._address.service
 
-        async def where(client: Any) -> Any:
-            return await execute(client, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
-
-        async def role(client: Any) -> Any:
-            return await execute(client, "ROLE")
-
         sentinel_url = self._address.sentinel_url(host, port)
         try:
-            answer = await self._ask(sentinel_url, where)
+            answer = await ask(sentinel_url, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", name, timeout_s=ASK_TIMEOUT_S)
         except CLIENT_ERRORS as error:
             raise StoreUnavailable(f"sentinel {host}:{port}: {type(error).__name__}: {error}") from error
         if not answer:
             raise StoreUnavailable(f"sentinel {host}:{port} does not watch {name!r}")
         primary = (_text(answer[0]) or host, int(answer[1]))
         try:
-            (kind, *_) = await self._ask(self._address.server_url(*primary), role)
+            (kind, *_) = await ask(self._address.server_url(*primary), "ROLE", timeout_s=ASK_TIMEOUT_S)
         except CLIENT_ERRORS as error:
             raise StoreUnavailable(f"{primary[0]}:{primary[1]}: {type(error).__name__}: {error}") from error
         if _text(kind) != "master":
@@ -325,11 +310,8 @@ class ClusterTopology(_Changing):
     async def _map_by(
         self, host: str, port: int
     ) -> tuple[list[tuple[int, int, tuple[str, int]]], set[tuple[str, int]]]:
-        async def ask(client: Any) -> Any:
-            return await execute(client, "CLUSTER", "SLOTS")
-
         try:
-            answer = await self._ask(self._address.server_url(host, port), ask)
+            answer = await ask(self._address.server_url(host, port), "CLUSTER", "SLOTS", timeout_s=ASK_TIMEOUT_S)
         except redis.exceptions.ResponseError as error:
             raise StoreUnavailable(f"{host}:{port} is no node of a cluster: {error}") from error
         except CLIENT_ERRORS as error:

@@ -1,18 +1,21 @@
-"""Wait for work and for final states by blocking pops; nothing polls."""
+"""Wait for work and for final states: by blocking pops, on a cluster by subscriptions; nothing polls."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
 
 from penstock.core.errors import StoreError, StoreUnavailable
 from penstock.core.ids import JobId, WorkerName, partition_of
 from penstock.core.output import Followed
 from penstock.core.states import State
 from penstock.store.redis.codec import STATES, followed
-from penstock.store.redis.connection import BLOCK_LIMIT_S, Connection
+from penstock.store.redis.connection import Connection
+from penstock.store.redis.primary import BLOCK_LIMIT_S, Primary
+from penstock.store.redis.signals import Signals
 
 _INBOX_POP = 500
 _RETRY_S = 0.5
@@ -30,6 +33,7 @@ class RedisWaiter:
         self._following: dict[JobId, set[asyncio.Future[None]]] = {}
         self._listener: asyncio.Task[None] | None = None
         self._stopped = False
+        self._signals = Signals(connection)
 
     async def wait_work(self, worker: WorkerName, queues: Sequence[str], *, timeout_ms: int) -> frozenset[str]:
         """See ``JobWaiter.wait_work``."""
@@ -40,6 +44,11 @@ class RedisWaiter:
                 names[keys.key("due")] = "due"
             for queue in queues:
                 names[keys.key("marker", queue)] = f"queue:{queue}"
+        if timeout_ms <= 0:
+            return frozenset()
+        if self._connection.is_cluster:
+            found = await self._signals.pop(self._by_partition(names), timeout_s=timeout_ms / 1_000)
+            return frozenset() if found is None else frozenset({names[found[0]]})
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_ms / 1_000
         while True:
@@ -51,9 +60,29 @@ class RedisWaiter:
             if answer is not None:
                 return frozenset({names[answer[0].decode()]})
 
+    def _by_partition(self, names: Iterable[str]) -> dict[int, list[str]]:
+        """Return names of keys by their partition, in order."""
+        places = {keys.prefix: partition for partition, keys in enumerate(self._connection.keys)}
+        found: dict[int, list[str]] = {}
+        for name in names:
+            found.setdefault(places[name[: name.index("}:") + 2]], []).append(name)
+        return found
+
     async def wake(self, worker: WorkerName) -> None:
-        """See ``JobWaiter.wake``."""
-        await self._connection.script("wake", 0, worker)
+        """See ``JobWaiter.wake``. Any partition will do: the worker waits in all of them."""
+        tried: set[Primary] = set()
+        last: StoreError | None = None
+        for partition in range(self._partitions):
+            try:
+                server = await self._connection.server_of(partition)
+                if server not in tried:
+                    tried.add(server)
+                    await self._connection.script("wake", partition, worker)
+                    return
+            except StoreUnavailable as error:
+                last = error
+        assert last is not None
+        raise last
 
     async def _watch(self, job_id: JobId) -> State | None:
         status = await self._connection.script("watch", partition_of(job_id, self._partitions), job_id, self._process)
@@ -132,9 +161,7 @@ class RedisWaiter:
         while self._waiting or self._following:
             try:
                 await self._ask_again(doubtful)
-                answer = await self._connection.block(
-                    "BLMPOP", f"{BLOCK_LIMIT_S:.3f}", len(inboxes), *inboxes, "LEFT", "COUNT", _INBOX_POP
-                )
+                answer = await self._pop_inboxes(inboxes)
             except StoreError:
                 doubtful.update(self._waiting)
                 # Who follows looks again, and is told of the outage.
@@ -146,6 +173,13 @@ class RedisWaiter:
                 text = raw_id.decode()
                 # Who waits for the end must not be woken by other changes.
                 self._wake_waiters(JobId(text.removeprefix("+")), is_end=not text.startswith("+"))
+
+    async def _pop_inboxes(self, inboxes: list[str]) -> Any:
+        if self._connection.is_cluster:
+            return await self._signals.pop(self._by_partition(inboxes), timeout_s=BLOCK_LIMIT_S, count=_INBOX_POP)
+        return await self._connection.block(
+            "BLMPOP", f"{BLOCK_LIMIT_S:.3f}", len(inboxes), *inboxes, "LEFT", "COUNT", _INBOX_POP
+        )
 
     async def _ask_again(self, doubtful: set[JobId]) -> None:
         while doubtful:
@@ -172,3 +206,4 @@ class RedisWaiter:
                 await asyncio.wait({self._listener}, timeout=_CANCEL_AGAIN_S)
         for job_id in {*self._waiting, *self._following}:
             self._wake_waiters(job_id)
+        await self._signals.close()

@@ -53,7 +53,7 @@ local function notify(id, watch, is_end)
     local follower = string.match(name, '^%+(.+)$')
     if follower or is_end then
       local inbox = K.inbox(follower or name)
-      redis.call('RPUSH', inbox, is_end and id or '+' .. id)
+      push_signal(inbox, is_end and id or '+' .. id)
       redis.call('LTRIM', inbox, -10000, -1)
       redis.call('EXPIRE', inbox, 120)
     else
@@ -210,7 +210,7 @@ local function set_marker(queue, holds_work)
   if not holds_work or is_paused(queue) then
     redis.call('DEL', marker)
   elseif redis.call('LLEN', marker) == 0 then
-    redis.call('RPUSH', marker, '1')
+    push_signal(marker, '1')
   end
 end
 
@@ -239,7 +239,7 @@ local function flush()
   if earliest_entered then
     local first = redis.call('ZRANGE', K.delayed, 0, 0, 'WITHSCORES')
     if first[2] and tonumber(first[2]) >= earliest_entered and redis.call('LLEN', K.due) == 0 then
-      redis.call('RPUSH', K.due, '1')
+      push_signal(K.due, '1')
     end
   end
   for field, amount in pairs(counts) do
