@@ -208,3 +208,60 @@ async def crowd() -> None:
 def crowd_thread() -> None:
     with BOARD.counted():
         time.sleep(0.002)
+
+
+@task
+async def tell(ctx: Context, lines: int = 1, fail_first: bool = False) -> int:
+    for number in range(lines):
+        ctx.log.info("step", number=number)
+        ctx.stream(f"chunk {number} of attempt {ctx.attempt}")
+    if fail_first and ctx.counted == 0:
+        raise Retry("once more", after=0)
+    return lines
+
+
+@task
+def tell_on_a_thread(ctx: Context, lines: int = 1) -> int:
+    for number in range(lines):
+        ctx.log.warning("on a thread", number=number)
+        ctx.stream({"number": number})
+    return lines
+
+
+@task(executor="process")
+def tell_in_a_process(ctx: Context, lines: int = 1) -> int:
+    for number in range(lines):
+        ctx.log.info("in a process", number=number)
+        ctx.stream([number])
+    ctx.progress({"lines": lines})
+    return lines
+
+
+@task(executor="process", timeout="2s", max_attempts=1)
+def tell_without_end(ctx: Context) -> None:
+    while True:
+        ctx.log.info("again")
+
+
+@task
+async def tell_and_wait(ctx: Context) -> None:
+    ctx.log.info("before")
+    BOARD.started.release()
+    await asyncio.to_thread(BOARD.go_on.wait, 60)
+    ctx.log.info("after")
+
+
+@task
+async def tell_of_an_error(ctx: Context) -> None:
+    try:
+        raise KeyError("lost")
+    except KeyError:
+        ctx.log.exception("caught")
+
+
+@task(timeout="1s", max_attempts=1)
+def tell_too_late(ctx: Context) -> None:
+    ctx.log.info("in time")
+    BOARD.go_on.wait(30)
+    ctx.log.info("too late")
+    BOARD.started.release()

@@ -38,6 +38,8 @@ STORE_BACK = "store.back"
 #: A setting of the server makes the chosen durability weak.
 STORE_ADVICE = "store.advice"
 SETTLE_FAILED = "settle.failed"
+#: The store did not take what a job logged or streamed; the job goes on.
+OUTPUT_REFUSED = "output.refused"
 LOOP_FAILED = "loop.failed"
 
 API_STARTED = "api.started"
@@ -72,6 +74,7 @@ EVENTS = frozenset(
         STORE_BACK,
         STORE_ADVICE,
         SETTLE_FAILED,
+        OUTPUT_REFUSED,
         LOOP_FAILED,
         API_STARTED,
         API_STOPPING,

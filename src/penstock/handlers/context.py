@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import structlog
+
+from penstock.core.limits import CHUNK_BYTES
+from penstock.core.output import OutputKind
+from penstock.handlers.job_log import make_job_log
 
 PROGRESS_BYTES = 1024
 
@@ -23,14 +27,26 @@ class CancelFlag:
 
 
 class Context:
-    """Describe the running attempt and take its progress; injected as ``ctx``.
+    """Describe the running attempt and take its progress, log and stream; injected as ``ctx``.
 
     ``attempt`` rises with each claim, ``counted`` says how many earlier attempts count against ``max_attempts``.
     ``deadline`` is when the timeout ends the attempt, None without one. ``resources`` is what the module's
     ``lifespan()`` yielded; None in the process executor, whose children do not enter it.
     """
 
-    __slots__ = ("_flag", "_log", "_report", "attempt", "counted", "deadline", "id", "queue", "resources", "task")
+    __slots__ = (
+        "_flag",
+        "_log",
+        "_report",
+        "_write",
+        "attempt",
+        "counted",
+        "deadline",
+        "id",
+        "queue",
+        "resources",
+        "task",
+    )
 
     def __init__(
         self,
@@ -44,6 +60,7 @@ class Context:
         resources: Any = None,
         flag: CancelFlag | None = None,
         report: Callable[[bytes], None] | None = None,
+        write: Callable[[OutputKind, bytes], None] | None = None,
     ) -> None:
         self.id = id
         self.task = task
@@ -54,6 +71,7 @@ class Context:
         self.resources = resources
         self._flag = flag or CancelFlag()
         self._report = report
+        self._write = write
         self._log: Any = None
 
     @property
@@ -71,7 +89,7 @@ class Context:
     def progress(self, value: Any) -> None:
         """Store any small JSON value as the job's progress; safe to call often and from any thread.
 
-        Only the newest value is kept, written at most about twice a second. In the process executor it does nothing.
+        Only the newest value is kept, written at most about twice a second.
 
         Raises:
             ValueError: the value takes more than 1 KiB as JSON.
@@ -85,9 +103,33 @@ class Context:
 
     @property
     def log(self) -> Any:
-        """Return a structlog logger that carries the job's id, task, queue and attempt."""
+        """Return a structlog logger that carries the job's id, task, queue and attempt.
+
+        Its lines, from the worker's log level up, are also kept with the job: the newest of them, a line of over 8 KiB
+        cut. Safe from any thread.
+        """
         if self._log is None:
-            self._log = structlog.get_logger("penstock.task").bind(
-                job_id=self.id, task=self.task, queue=self.queue, attempt=self.attempt
+            write = self._write
+            self._log = make_job_log(
+                None if write is None else functools.partial(write, OutputKind.LOG),
+                job_id=self.id,
+                task=self.task,
+                queue=self.queue,
+                attempt=self.attempt,
             )
         return self._log
+
+    def stream(self, chunk: Any) -> None:
+        """Add a chunk, text or any JSON value, to the job's stream; who follows the job gets it within about 0.1 s.
+
+        Never waits, and is safe from any thread. The newest chunks are kept with the job.
+
+        Raises:
+            ValueError: the chunk takes more than 64 KiB as JSON.
+            TypeError: the chunk is not JSON.
+        """
+        encoded = msgspec.json.encode(chunk)
+        if len(encoded) > CHUNK_BYTES:
+            raise ValueError(f"the chunk takes {len(encoded)} bytes as JSON; at most {CHUNK_BYTES} go at once")
+        if self._write is not None:
+            self._write(OutputKind.STREAM, encoded)

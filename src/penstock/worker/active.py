@@ -11,6 +11,7 @@ from penstock.core.job import ClaimedJob
 from penstock.handlers.context import CancelFlag
 from penstock.handlers.registry import Task
 from penstock.worker.decide import Policy
+from penstock.worker.output import AttemptOutput
 
 
 class StopCause(enum.Enum):
@@ -40,6 +41,7 @@ class ActiveJob:
         "flag",
         "lease_entry",
         "long_warned",
+        "output",
         "policy",
         "release_slot",
         "started_s",
@@ -68,6 +70,8 @@ class ActiveJob:
         self.long_warned = False
         #: Where the lease is written down for the supervisor, 0 for nowhere.
         self.lease_entry = 0
+        #: Where a handler that takes a context logs and streams to.
+        self.output: AttemptOutput | None = None
         self._progress: bytes | None = None
         self._on_progress = on_progress
 

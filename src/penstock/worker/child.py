@@ -14,6 +14,10 @@ from penstock.core.outcome import Outcome
 from penstock.handlers.context import Context
 from penstock.handlers.registry import Task, find_tasks
 from penstock.worker import loader, outcomes
+from penstock.worker.pool_child import TELL
+
+#: What a child tells of beside its output.
+PROGRESS = "progress"
 
 
 class ChildJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,8 +66,15 @@ def _call(task: Task[..., Any], job: ChildJob) -> Any:
     binder = task.binder
     arguments = binder.bind(job.input)
     if binder.context_name is not None:
+        tell = TELL.get()
         arguments[binder.context_name] = Context(
-            id=job.id, task=job.task, queue=job.queue, attempt=job.attempt, counted=job.counted
+            id=job.id,
+            task=job.task,
+            queue=job.queue,
+            attempt=job.attempt,
+            counted=job.counted,
+            report=lambda value: tell(PROGRESS, value),
+            write=lambda kind, value: tell(kind.value, value),
         )
     if inspect.iscoroutinefunction(task.function):
         return asyncio.run(task.function(**arguments))

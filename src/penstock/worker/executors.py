@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import structlog
@@ -13,11 +13,13 @@ import structlog
 from penstock.core import events
 from penstock.core.limits import Limits
 from penstock.core.outcome import Cancelled, Outcome, Released, Succeeded
+from penstock.core.output import OutputKind
 from penstock.handlers.context import Context
 from penstock.handlers.registry import Executor, Registry
 from penstock.worker import outcomes
 from penstock.worker.active import ActiveJob, StopCause
-from penstock.worker.child import ChildJob, run_in_child
+from penstock.worker.child import PROGRESS, ChildJob, run_in_child
+from penstock.worker.output import AttemptOutput, OutputWriter
 from penstock.worker.pool import ChildDied, ChildStopped, ChildTimedOut, ProcessPool
 from penstock.worker.threads import Threads
 
@@ -44,8 +46,9 @@ def outcome_of_stop(cause: StopCause, job: ActiveJob) -> Outcome | None:
 class Handlers:
     """Know what a handler is called with: its arguments, its context and its module's resources."""
 
-    def __init__(self, registry: Registry, resources: Mapping[str, Any], limits: Limits) -> None:
+    def __init__(self, registry: Registry, resources: Mapping[str, Any], limits: Limits, outputs: OutputWriter) -> None:
         self.registry = registry
+        self._outputs = outputs
         self._resources = resources
         self.limits = limits
 
@@ -60,6 +63,11 @@ class Handlers:
         if binder.context_name is not None:
             arguments[binder.context_name] = self._context(job)
         return arguments
+
+    def open_output(self, job: ActiveJob) -> AttemptOutput:
+        """Let a job log and stream."""
+        job.output = self._outputs.open(job.claimed.token, lambda: job.stop(StopCause.STALE))
+        return job.output
 
     def _context(self, job: ActiveJob) -> Context:
         claimed, timeout_ms = job.claimed, job.policy.timeout_ms
@@ -76,6 +84,7 @@ class Handlers:
             resources=self._resources.get(self.registry.module_of(job.task.name)),
             flag=job.flag,
             report=job.report,
+            write=self.open_output(job).add,
         )
 
 
@@ -223,7 +232,12 @@ class ProcessExecutor:
             result_bytes=limits.result_bytes,
             error_bytes=limits.error_bytes,
         )
-        call = self._pool.begin(run_in_child, child_job, timeout_s=None if timeout_ms is None else timeout_ms / 1000)
+        call = self._pool.begin(
+            run_in_child,
+            child_job,
+            timeout_s=None if timeout_ms is None else timeout_ms / 1000,
+            on_told=self._listener(job) if job.task.binder.context_name is not None else None,
+        )
         job.stopper = lambda _cause: call.kill()
         try:
             outcome: Outcome = await call.future
@@ -238,6 +252,17 @@ class ProcessExecutor:
         finally:
             job.stopper = None
         return None if job.cause is StopCause.STALE else outcome
+
+    def _listener(self, job: ActiveJob) -> Callable[[str, bytes], None]:
+        output = self._handlers.open_output(job)
+
+        def told(what: str, value: bytes) -> None:
+            if what == PROGRESS:
+                job.report(value)
+            else:
+                output.add(OutputKind(what), value)
+
+        return told
 
 
 def make_executors(handlers: Handlers, threads: Threads, pool: ProcessPool) -> dict[Executor, JobExecutor]:

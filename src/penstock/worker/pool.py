@@ -20,7 +20,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from penstock.worker.pool_child import BOOT, ERROR, Initializer, revive
+from penstock.worker.pool_child import BOOT, ERROR, TOLD, Initializer, revive
 
 #: Starting and importing; a child that needs longer is taken for dead.
 STARTUP_S = 120.0
@@ -47,8 +47,15 @@ class ChildStopped(Exception):
 class Call:
     """Be one piece of work; ``kill`` stops it from any thread, whether it has started or not."""
 
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        timeout_s: float | None,
+        on_told: Callable[[str, bytes], None] | None = None,
+    ) -> None:
         self.function = function
+        self.on_told = on_told
         self.arguments = arguments
         self.timeout_s = timeout_s
         self.killed = False
@@ -110,14 +117,21 @@ class ProcessPool:
         """Run ``initializer(*arguments)`` once in each child that starts from now on."""
         self._start = (initializer, arguments)
 
-    def begin(self, function: Callable[..., Any], *arguments: Any, timeout_s: float | None = None) -> Call:
+    def begin(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        timeout_s: float | None = None,
+        on_told: Callable[[str, bytes], None] | None = None,
+    ) -> Call:
         """Queue a call and return it; the timeout counts from when a child takes the work up.
 
+        ``on_told`` gets, on a thread of the pool, what the function tells through ``pool_child.TELL``; must not raise.
         Its future raises ``ChildDied``, ``ChildTimedOut``, ``ChildStopped`` or what the function raised.
         """
         if self._closed:
             raise RuntimeError("the pool is closed")
-        call = Call(function, arguments, timeout_s)
+        call = Call(function, arguments, timeout_s, on_told)
         with self._lock:
             self._unfinished += 1
             if len(self._slots) < min(self._unfinished, self.size):
@@ -217,13 +231,20 @@ class _Slot(threading.Thread):
         deadline = None if call.timeout_s is None else time.monotonic() + call.timeout_s
         try:
             pipe.send_bytes(work)
-            while not pipe.poll(LOOK_S if deadline is None else max(0.0, min(LOOK_S, deadline - time.monotonic()))):
-                if process.poll() is not None:
+            while True:
+                is_ready = pipe.poll(LOOK_S if deadline is None else max(0.0, min(LOOK_S, deadline - time.monotonic())))
+                if is_ready:
+                    kind, value = pipe.recv()
+                    if kind != TOLD:
+                        break
+                    if call.on_told is not None:
+                        call.on_told(*value)
+                elif process.poll() is not None:
                     raise EOFError
+                # Also for one that tells without end.
                 if deadline is not None and time.monotonic() >= deadline:
                     self._end()
                     raise ChildTimedOut
-            kind, value = pipe.recv()
         except (EOFError, OSError) as error:
             exit_code = self._end(grace_s=1.0)
             raise (ChildStopped() if self._unwanted(call) else ChildDied(exit_code)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import ctypes
 import os
 import pickle
@@ -26,8 +27,19 @@ _PR_SET_PDEATHSIG = 1
 READY = "ready"
 VALUE = "value"
 ERROR = "error"
+TOLD = "told"
 
 Initializer = Callable[..., None]
+
+
+def _tell_nobody(_what: str, _value: bytes) -> None:
+    return None
+
+
+#: Tells the parent something of the call under way: what it is, and bytes.
+TELL: contextvars.ContextVar[Callable[[str, bytes], None]] = contextvars.ContextVar(
+    "penstock_tell", default=_tell_nobody
+)
 
 
 def serve(pipe: Connection[Any, Any], lifeline: int) -> None:
@@ -46,12 +58,36 @@ def serve(pipe: Connection[Any, Any], lifeline: int) -> None:
             work = pipe.recv_bytes()
         except EOFError:
             return
+        teller = _Teller(pipe)
+        reset = TELL.set(teller.tell)
         try:
             function, values = pickle.loads(work)  # noqa: S301 - written by our own parent process
             encoded = pickle.dumps((VALUE, function(*values)))
         except BaseException as error:  # noqa: BLE001 - sent to the caller, also a SystemExit
             encoded = pickle.dumps((ERROR, _describe(error)))
-        pipe.send_bytes(encoded)
+        TELL.reset(reset)
+        teller.end(encoded)
+
+
+class _Teller:
+    """Send what a call tells on its way, from any of its threads, and nothing after its answer."""
+
+    def __init__(self, pipe: Connection[Any, Any]) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def tell(self, what: str, value: bytes) -> None:
+        """Send one message; waits while the pipe is full."""
+        with self._lock:
+            if not self._ended:
+                self._pipe.send((TOLD, (what, value)))
+
+    def end(self, answer: bytes) -> None:
+        """Send the pickled answer."""
+        with self._lock:
+            self._ended = True
+            self._pipe.send_bytes(answer)
 
 
 def revive(pickled: bytes, text: str) -> BaseException:

@@ -68,6 +68,8 @@ class Runner:
                 return
             settle = decide(job.claimed.token, outcome, job.policy, counted=job.claimed.counted, draw=random.random())
             self._release_early(job)
+            if job.output is not None:
+                await job.output.close()
             settled = await self._settler.settle(settle)
             if settled is None:
                 return
@@ -76,6 +78,8 @@ class Runner:
             elif settle.verb is not Verb.COMPLETE:
                 self._tell(job, settle)
         finally:
+            if job.output is not None:
+                job.output.abandon()
             self._held.drop(job)
             if job.release_slot is not None:
                 job.release_slot()

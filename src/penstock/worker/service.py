@@ -32,6 +32,7 @@ from penstock.worker.lease_table import LeaseWriter
 from penstock.worker.leases import Held, LeaseKeeper, LeaseTask, LeaseThread, StoreFactory
 from penstock.worker.loader import load_modules
 from penstock.worker.options import WorkerOptions
+from penstock.worker.output import OutputWriter
 from penstock.worker.pool import ProcessPool
 from penstock.worker.runner import Runner
 from penstock.worker.settler import Settler
@@ -193,7 +194,8 @@ class Worker:
         nonce = secrets.token_hex(8)
         if self._writer is not None:
             self._writer.begin(nonce)
-        executors = make_executors(Handlers(self._registry, resources, options.limits), self._threads, self._pool)
+        handlers = Handlers(self._registry, resources, options.limits, OutputWriter(self._store))
+        executors = make_executors(handlers, self._threads, self._pool)
         self._runner = Runner(
             self._store, self._held, self._settler, executors, ahead=min(SCRIPT_ITEMS, self._slots.size)
         )
