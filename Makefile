@@ -1,6 +1,6 @@
 # Works with GNU make 3.81 (macOS) and newer. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check format lock mutants chaos test-containers wheel clean
+.PHONY: help run demo test check format lock mutants chaos recovery chaos-peers test-containers wheel clean
 
 PY := .venv/bin/python
 CODE := $(wildcard src tests scripts examples benchmarks)
@@ -60,6 +60,14 @@ mutants:  ## Check that the tests notice when a piece of a Lua script is taken o
 chaos:  ## Break a running system at random for a quarter of an hour and count the jobs (CHAOS_SECONDS, CHAOS_SEED, CHAOS_PARTS)
 	@scripts/bootstrap.sh dev
 	$(PY) -m tests.chaos.run
+
+recovery:  ## Measure how long the jobs of what was killed wait
+	@scripts/bootstrap.sh dev
+	$(PY) -m benchmarks.recovery
+
+chaos-peers:  ## Kill the worker of each other system halfway through a thousand jobs and count them; ten minutes
+	@scripts/bootstrap.sh dev
+	$(PY) -m benchmarks.peers.faults
 
 test-containers:  ## Build the image and run the Compose file for real
 	scripts/test_containers.sh
