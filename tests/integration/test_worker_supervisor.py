@@ -15,12 +15,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from penstock.core.ids import JobId
 from penstock.core.job import JobFilter
 from penstock.core.states import AttemptOutcome, Reason, State
 from penstock.store import StoreOptions, connect
 from penstock.store.protocol import Store
+from tests.integration.api_support import api_process
 from tests.integration.worker_support import finished, new_job, submit
 
 TASKS = "tests.integration.worker_fault_tasks"
@@ -192,6 +195,31 @@ async def test_a_process_without_a_sign_of_life_is_killed(store: Store, start: S
     assert (record.state, record.attempt, record.lost) == (State.COMPLETED, 2, 1)
     assert record.attempts[0].outcome is AttemptOutcome.WORKER_LOST
     assert len(worker.events("process.killed")) == 1
+
+
+async def test_a_unique_key_outlives_its_killed_worker(
+    options: StoreOptions, store: Store, start: Start, fifo: Path
+) -> None:
+    body = {"task": "hang_first", "input": {"path": str(fifo)}, "unique_key": "k"}
+    with api_process(options.redis_url, options.namespace) as api:
+        async with httpx.AsyncClient(base_url=api.url, timeout=60) as client:
+            killed = await start(lease_ms=3_000)
+            job_id = JobId((await client.post("/submit", json=body)).json()["id"])
+            await start_told(fifo)
+            killed.kill()
+            # Nobody runs it, and it has not ended: no second one may come, also while the lease lapses.
+            for way in ("reject", "replace"):
+                second = {"task": "hang_first", "unique": {"key": "k", "on_conflict": way}}
+                refused = await client.post("/submit", json=second)
+                assert (refused.status_code, refused.json()["job_id"]) == (409, job_id), refused.text
+            await reap_at_once(store)
+            await start(lease_ms=LONG_LEASE_MS)
+            await start_told(fifo)
+            record = await finished(store, job_id)
+            assert (record.state, record.attempt, record.lost) == (State.COMPLETED, 2, 1)
+            taken = await client.post("/submit", json={"task": "nothing", "unique_key": "k"})
+            assert taken.status_code == 202
+            assert (await finished(store, JobId(taken.json()["id"]))).state is State.COMPLETED
 
 
 async def test_what_a_killed_process_held_starts_elsewhere_at_once(store: Store, start: Start, fifo: Path) -> None:

@@ -13,8 +13,8 @@ from penstock.api.problems import FIELD_CODES, ApiError
 from penstock.api.services import IdMaker
 from penstock.api.submission import Submission, SubmissionParser, traceparent_of
 from penstock.core.durations import format_time
-from penstock.core.ids import created_ms, home_of, parse_job_id
-from penstock.core.job import JobOptions, NewJob, TaskInfo
+from penstock.core.ids import created_ms, digest_of, home_of, home_of_digest, parse_job_id
+from penstock.core.job import HeldUntil, JobOptions, NewJob, OnConflict, TaskInfo, Unique
 from penstock.core.limits import RUN_AT_HORIZON_MS, Limits, TaskDefaults
 from penstock.core.retry import Backoff
 from penstock.core.states import Priority
@@ -201,9 +201,71 @@ def test_unknown_fields_name_the_right_one(name: str, right: str) -> None:
     assert right in error.detail
 
 
-@pytest.mark.parametrize("name", ["unique_key", "unique", "webhook"])
+@pytest.mark.parametrize("name", ["webhook", "depends_on"])
 def test_fields_of_later_releases_are_not_ignored(name: str) -> None:
     assert wrong_fields(**{name: "x"}) == [(name, "not_supported")]
+
+
+def test_a_unique_key() -> None:
+    short = job(unique_key="k")
+    assert short.unique == Unique(key=digest_of("k"))
+    assert home_of(short.id) == home_of_digest(digest_of("k"))
+    assert short.options == JobOptions(unique_key="k")
+    assert job(unique={"key": "k"}).unique == short.unique
+    assert job().unique is None
+    timed = job(unique={"key": "k", "for": "10m", "on_conflict": "replace"}).unique
+    assert timed == Unique(key=digest_of("k"), until=None, for_ms=600_000, on_conflict=OnConflict.REPLACE)
+    both = job(unique={"key": "k", "until": "started", "for": 1, "on_conflict": "return_existing"}).unique
+    assert both is not None
+    assert (both.until, both.for_ms, both.on_conflict) == (HeldUntil.STARTED, 1_000, OnConflict.RETURN_EXISTING)
+
+
+def test_a_unique_key_gives_the_home_before_an_idempotency_key() -> None:
+    made = job(unique_key="k", idempotency_key="other")
+    assert made.idempotency is not None
+    assert home_of(made.id) == home_of_digest(digest_of("k")) != home_of_digest(made.idempotency.key)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"unique_key": ""}, {("unique_key", "empty")}),
+        ({"unique_key": "k" * 256}, {("unique_key", "too_long")}),
+        ({"unique_key": "a\nb"}, {("unique_key", "bad_name")}),
+        ({"unique_key": 7}, {("unique_key", "wrong_type")}),
+        ({"unique_key": "k", "unique": {"key": "k"}}, {("unique", "conflict")}),
+        ({"unique": "k"}, {("unique", "wrong_type")}),
+        ({"unique": {}}, {("unique.key", "required")}),
+        ({"unique": {"key": ""}}, {("unique.key", "empty")}),
+        ({"unique": {"key": "k", "for": 0}}, {("unique.for", "out_of_range")}),
+        ({"unique": {"key": "k", "for": "soon"}}, {("unique.for", "bad_duration")}),
+        ({"unique": {"key": "k", "for": "367d"}}, {("unique.for", "out_of_range")}),
+        (
+            {"unique": {"key": 1, "until": "never", "for": [], "on_conflict": "shout", "ttl": 1}},
+            {
+                ("unique.key", "wrong_type"),
+                ("unique.until", "not_allowed"),
+                ("unique.for", "wrong_type"),
+                ("unique.on_conflict", "not_allowed"),
+                ("unique.ttl", "unknown_field"),
+            },
+        ),
+        (
+            {"task": "", "unique": {"key": "", "for": -1}},
+            {("task", "empty"), ("unique.key", "empty"), ("unique.for", "out_of_range")},
+        ),
+    ],
+)
+def test_wrong_unique_keys_name_every_member(fields: dict[str, Any], expected: set[tuple[str, str]]) -> None:
+    assert set(wrong_fields(**fields)) == expected
+
+
+def test_wrong_members_of_a_backoff_are_all_named() -> None:
+    assert set(wrong_fields(backoff={"base": [], "jitter": 1, "most": 3})) == {
+        ("backoff.base", "wrong_type"),
+        ("backoff.jitter", "wrong_type"),
+        ("backoff.most", "unknown_field"),
+    }
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])

@@ -30,6 +30,7 @@ from penstock.client import (
     ServerUnavailable,
     StateConflict,
     UnexpectedAnswer,
+    UniqueConflict,
     WaitTimeout,
 )
 from penstock.client.core import Answer, Call, ClientCore, Flow, NoAnswer, Pause, chunks
@@ -160,6 +161,7 @@ def test_retries_end() -> None:
         (403, "foreign_origin", NotAllowed),
         (405, "method_not_allowed", ApiError),
         (409, "state_conflict", StateConflict),
+        (409, "unique_conflict", UniqueConflict),
         (413, "body_too_large", RequestRejected),
         (415, "unsupported_media_type", RequestRejected),
         (422, "invalid_request", RequestRejected),

@@ -43,6 +43,7 @@ _MAYBE = (
     "Idempotency-Key."
 )
 _REPLAYED = (b"idempotency-replayed", b"true")
+_EXISTING = (b"unique-existing", b"true")
 _encoder = msgspec.json.Encoder()
 
 
@@ -96,6 +97,8 @@ class HotRoutes:
         if answer.replayed:
             services.metrics.replayed()
             answer_headers += (_REPLAYED,)
+        if answer.existing:
+            answer_headers += (_EXISTING,)
         state = answer.state
         if wait_ms:
             state = await wait_final(services, answer.id, wait_ms, exchange.receive) or state
@@ -104,7 +107,10 @@ class HotRoutes:
                 if record is not None:
                     view = (await services.renderer()).job(record)
                     return Reply(200, _encoder.encode(view), headers=answer_headers)
-        view_accepted = accepted(answer, queue=job.queue, priority=job.priority, state=state)
+        queue, priority = job.queue, job.priority
+        if answer.existing and (standing := await services.store.get(answer.id)) is not None:
+            queue, priority = standing.queue, standing.priority
+        view_accepted = accepted(answer, queue=queue, priority=priority, state=state)
         return Reply(202, _encoder.encode(view_accepted), headers=answer_headers)
 
     async def batch(self, exchange: Exchange) -> Reply:
@@ -195,7 +201,15 @@ class HotRoutes:
             if isinstance(answer, Submitted):
                 if answer.replayed:
                     services.metrics.replayed()
-                items.append(BatchItem(index=index, id=answer.id, status=answer.state, replayed=answer.replayed))
+                items.append(
+                    BatchItem(
+                        index=index,
+                        id=answer.id,
+                        status=answer.state,
+                        replayed=answer.replayed,
+                        existing=answer.existing,
+                    )
+                )
                 continue
             items.append(BatchItem(index=index, error=_problem_of(answer, job).item()))
         return items

@@ -35,7 +35,7 @@ from penstock.api.query import QueryParameter
 from penstock.api.routes import ROUTES
 from penstock.api.routes.common import PROBLEMS, QUERY
 from penstock.api.routes.dead_letters import DeadLetterSelection
-from penstock.api.submission import BackoffBody, SubmitBody
+from penstock.api.submission import BackoffBody, SubmitBody, UniqueBody
 from penstock.api.views import (
     Accepted,
     BatchAnswer,
@@ -54,6 +54,7 @@ _TEMPLATE = "#/components/schemas/{name}"
 _SHOWN = (
     SubmitBody,
     BackoffBody,
+    UniqueBody,
     DeadLetterSelection,
     Accepted,
     BatchAnswer,
@@ -101,10 +102,15 @@ _HEADERS = {
         "description": "`true` when the `Idempotency-Key` was used before and this is the answer of that time.",
         "schema": {"type": "string", "enum": ["true"]},
     },
+    "UniqueExisting": {
+        "description": "`true` when another job holds the `unique_key` and the answer is about that one.",
+        "schema": {"type": "string", "enum": ["true"]},
+    },
 }
 _REQUEST_ID = {"X-Request-ID": {"$ref": "#/components/headers/RequestId"}}
 _RETRY_AFTER = {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}}
 _REPLAYED = {"Idempotency-Replayed": {"$ref": "#/components/headers/IdempotencyReplayed"}}
+_EXISTING = {"Unique-Existing": {"$ref": "#/components/headers/UniqueExisting"}}
 _LOCATION = {"Location": {"$ref": "#/components/headers/Location"}}
 # Our own words: those of the standard library differ between versions of Python.
 _WORDS = {200: "Done", 202: "The job is stored", 204: "Done; there is nothing to say"}
@@ -216,7 +222,7 @@ def _answers(path: str, described: Mapping[str, Any], handler: HTTPRouteHandler)
     for status, answer in responses.items():
         answer["headers"] = dict(_REQUEST_ID)
         if "prefer" in handler.opt:
-            answer["headers"] |= _LOCATION | _REPLAYED
+            answer["headers"] |= _LOCATION | _REPLAYED | _EXISTING
         if int(status) == handler.status_code:
             answer["description"] = _WORDS[int(status)]
     if path in _MEDIA_TYPES:

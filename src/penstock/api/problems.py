@@ -11,6 +11,7 @@ import msgspec
 from penstock.core.errors import (
     FieldError,
     InvalidRequest,
+    KeyHeld,
     KeyReused,
     NotDurable,
     PenstockError,
@@ -44,6 +45,7 @@ QUEUE_NOT_FOUND = Kind("queue_not_found", 404, "There is no such queue")
 METHOD_NOT_ALLOWED = Kind("method_not_allowed", 405, "The route does not take this method")
 BODY_TIMEOUT = Kind("body_timeout", 408, "The body did not arrive in time")
 STATE_CONFLICT = Kind("state_conflict", 409, "The job's status does not allow this")
+UNIQUE_CONFLICT = Kind("unique_conflict", 409, "Another job holds the unique key")
 BODY_TOO_LARGE = Kind("body_too_large", 413, "The body is too large")
 UNSUPPORTED_MEDIA_TYPE = Kind("unsupported_media_type", 415, "The body has a content type that is not taken")
 HOST_NOT_ALLOWED = Kind("host_not_allowed", 421, "The Host is not a name of this machine")
@@ -68,6 +70,7 @@ KINDS: tuple[Kind, ...] = (
     METHOD_NOT_ALLOWED,
     BODY_TIMEOUT,
     STATE_CONFLICT,
+    UNIQUE_CONFLICT,
     BODY_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
     HOST_NOT_ALLOWED,
@@ -106,6 +109,7 @@ FIELD_CODES: Mapping[str, str] = {
     "bad_cursor": "the cursor is not one that an answer gave",
     "bad_id": "not a job id",
     "key_reused": "the `Idempotency-Key` was used with another body before",
+    "key_held": "another job holds the `unique_key`; `job_id` names it",
     "empty_filter": 'nothing chooses the jobs; `{"all": true}` takes all',
 }
 
@@ -194,6 +198,13 @@ def field_error(field: str, code: str, detail: str) -> FieldError:
     return FieldError(field=field, code=code, detail=detail)
 
 
+def key_held(job_id: str, status: str | None) -> ApiError:
+    """Return the problem of a unique key that another job holds."""
+    held = f"held by job {job_id}" + (f", which is {status}" if status else "")
+    error = field_error("unique_key", "key_held", held)
+    return ApiError(UNIQUE_CONFLICT, f"unique_key: {held}", errors=[error], job_id=job_id, job_status=status)
+
+
 def from_exception(error: BaseException, *, detail: str = "") -> ApiError:
     """Turn any exception into the problem that users see; ``detail`` goes before the store's own words."""
     retry = {"Retry-After": str(RETRY_AFTER_SECONDS)}
@@ -208,6 +219,8 @@ def from_exception(error: BaseException, *, detail: str = "") -> ApiError:
             problem = invalid(field_error("Idempotency-Key", "key_reused", detail))
             problem.extra["job_id"] = error.job_id
             return problem
+        case KeyHeld():
+            return key_held(error.job_id, error.status)
         case QueueFull():
             detail = f"The queue {error.queue!r} holds as many waiting jobs as it may; this one was not stored."
             return ApiError(QUEUE_FULL, detail, headers=retry)

@@ -89,6 +89,8 @@ class BodyDecoder(Generic[T]):
         self._decoder = msgspec.json.Decoder(body_type)
         self._fields = {field.encode_name: field for field in msgspec.structs.fields(body_type)}
         self._field_decoders = {name: msgspec.json.Decoder(field.type) for name, field in self._fields.items()}
+        nested = {name: _struct_of(field.type) for name, field in self._fields.items()}
+        self._nested = {name: BodyDecoder(kind) for name, kind in nested.items() if kind is not None}
         self._members = msgspec.json.Decoder(dict[str, msgspec.Raw])
         self._hints = dict(hints or {})
         self._later = later
@@ -127,7 +129,7 @@ class BodyDecoder(Generic[T]):
             try:
                 values[self._fields[name].name] = self._field_decoders[name].decode(raw)
             except msgspec.ValidationError as error:
-                errors.append(validation_error(name, error, _choices(self._fields[name].type)))
+                errors += self._wrong_member(name, raw, error)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise not_json(text, error) from None
         for name, field in self._fields.items():
@@ -137,6 +139,14 @@ class BodyDecoder(Generic[T]):
                 # Only names are required; this one passes every check, so that it adds no second error.
                 values[field.name] = "-"
         return self._type(**values), errors
+
+    def _wrong_member(self, name: str, raw: msgspec.Raw, error: msgspec.ValidationError) -> list[FieldError]:
+        """Say what is wrong with a field's value; of an object all that is wrong in it."""
+        nested = self._nested.get(name)
+        if nested is not None and bytes(raw).lstrip()[:1] == b"{":
+            _, errors = nested.decode(raw)
+            return [field_error(f"{name}.{wrong.field}", wrong.code, wrong.detail) for wrong in errors]
+        return [validation_error(name, error, _choices(self._fields[name].type))]
 
     def unknown(self, name: str) -> FieldError:
         """Say that a field is not known, and which one may be meant."""
@@ -194,6 +204,13 @@ def _choices(kind: Any) -> str:
     if isinstance(inner, type) and issubclass(inner, enum.Enum):
         return ", ".join(str(member.value) for member in inner)
     return ""
+
+
+def _struct_of(kind: Any) -> type[msgspec.Struct] | None:
+    """Return the type of object that a field takes, alone or among others."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return kind
+    return next((found for inner in get_args(kind) if (found := _struct_of(inner)) is not None), None)
 
 
 def validation_error(field: str, error: msgspec.ValidationError, choices: str = "") -> FieldError:

@@ -14,8 +14,17 @@ from msgspec import Meta, field
 from penstock.api.fields import Checker
 from penstock.api.problems import BODY_TOO_LARGE, ApiError, field_error, from_exception, invalid
 from penstock.api.strict import BodyDecoder, check_nesting, not_json, validation_error
-from penstock.core.ids import JobId, at_home, digest_of, home_of_digest
-from penstock.core.job import Idempotency, JobOptions, NewJob, TaskInfo, handler_name
+from penstock.core.ids import JobId, at_home, digest_of, home_of, home_of_digest
+from penstock.core.job import (
+    HeldUntil,
+    Idempotency,
+    JobOptions,
+    NewJob,
+    OnConflict,
+    TaskInfo,
+    Unique,
+    handler_name,
+)
 from penstock.core.limits import DAY_MS, MAX_ATTEMPTS, NAME_CHARACTERS, Limits, TaskDefaults
 from penstock.core.retry import Backoff
 from penstock.core.states import Priority
@@ -31,6 +40,8 @@ _ANY = msgspec.json.Decoder()
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _QUOTED_KEY = re.compile(r'"(?P<key>[^"]*)"(?:\s*;\s*for=(?P<seconds>\d{1,9}))?')
 _LONGEST_FOR_S = 366 * 86_400
+#: A unique key may be held for so long by time alone.
+LONGEST_UNIQUE_MS = 366 * DAY_MS
 _NO_OPTIONS = JobOptions()
 
 Duration = Annotated[
@@ -46,6 +57,28 @@ class BackoffBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     factor: float = 2.0
     max: float | str | None = None
     jitter: bool = True
+
+
+class UniqueBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Let no second job of this `key` in while the first holds it.
+
+    Held `until` the job has `started` or `finished`, or `for` a time from the submit on, or to the later of both.
+    """
+
+    key: Annotated[str, Meta(description="1 to 255 characters; one key is one in the whole deployment.")]
+    until: Annotated[
+        HeldUntil | None, Meta(description="`started` or `finished`. Default: `finished`, and nothing beside `for`.")
+    ] = None
+    for_: Annotated[
+        float | str | None, Meta(description="A duration from the submit on, whatever the job does; at most a year.")
+    ] = field(default=None, name="for")
+    on_conflict: Annotated[
+        OnConflict,
+        Meta(
+            description="What a submit gets while another job holds the key: `reject` a 409, `return_existing` that "
+            "job, `replace` cancels it where it still waits (409 where not)."
+        ),
+    ] = OnConflict.REJECT
 
 
 class SubmitBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,6 +118,13 @@ class SubmitBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         float | str | None,
         Meta(description="How long the job is kept once final. Default: 24 h; failed 30 days."),
     ] = None
+    unique_key: Annotated[
+        str | None,
+        Meta(description="No second job of this key until this one is final: `unique` with its defaults."),
+    ] = None
+    unique: Annotated[
+        UniqueBody | None, Meta(description="A unique key, how long it is held, and what a second job gets.")
+    ] = None
     idempotency_key: Annotated[
         str | None,
         Meta(description="What the header `Idempotency-Key` says, for one item of a batch. At most 255 characters."),
@@ -102,7 +142,7 @@ _HINTS: Mapping[str, str] = {
     "result_ttl": "'retention'",
     "name": "'task'",
 }
-_LATER = frozenset({"unique_key", "unique", "webhook", "depends_on"})
+_LATER = frozenset({"webhook", "depends_on"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,6 +193,8 @@ class SubmissionParser:
             raise not_json(text, error) from None
         checker = Checker(submission.now_ms, errors)
         job = _new_job(body, value, submission, checker)
+        if body.unique is not None or body.unique_key is not None:
+            job = _alone(job, body, checker)
         if body.idempotency_key is not None or submission.idempotency is not None:
             job = _once(job, text, body.idempotency_key, submission, checker)
         if errors:
@@ -243,8 +285,30 @@ def _new_job(body: SubmitBody, value: bytes, submission: Submission, checker: Ch
     )
 
 
+def _alone(job: NewJob, body: SubmitBody, checker: Checker) -> NewJob:
+    """Return the job with its unique key, whose home it takes: so one script does both."""
+    checker.one_of_pair("unique_key", body.unique_key, "unique", body.unique)
+    if body.unique_key is not None:
+        checker.key("unique_key", body.unique_key)
+    given = body.unique if body.unique is not None else UniqueBody(key=body.unique_key or "")
+    if body.unique is not None:
+        checker.key("unique.key", given.key)
+    for_ms = checker.duration("unique.for", given.for_, low_ms=1, high_ms=LONGEST_UNIQUE_MS)
+    if checker.errors:
+        # A text that cannot be encoded is among them.
+        return job
+    digest = digest_of(given.key)
+    until = HeldUntil.FINISHED if given.until is None and for_ms is None else given.until
+    return msgspec.structs.replace(
+        job,
+        id=at_home(job.id, home_of_digest(digest)),
+        options=msgspec.structs.replace(job.options, unique_key=given.key),
+        unique=Unique(key=digest, until=until, for_ms=for_ms, on_conflict=given.on_conflict),
+    )
+
+
 def _once(job: NewJob, text: bytes, key: str | None, submission: Submission, checker: Checker) -> NewJob:
-    """Return the job with its idempotency key, whose home it takes: so one script does both."""
+    """Return the job with its idempotency key, whose home it takes unless a unique key has given it one."""
     header, field = submission.idempotency, "Idempotency-Key"
     keep_ms = None
     if header is not None:
@@ -265,7 +329,8 @@ def _once(job: NewJob, text: bytes, key: str | None, submission: Submission, che
         fingerprint=hashlib.blake2b(text, digest_size=16).hexdigest(),
         keep_ms=most_ms if keep_ms is None else min(keep_ms, most_ms),
     )
-    return msgspec.structs.replace(job, id=at_home(job.id, home_of_digest(digest)), idempotency=once)
+    home = home_of(job.id) if job.unique is not None else home_of_digest(digest)
+    return msgspec.structs.replace(job, id=at_home(job.id, home), idempotency=once)
 
 
 def _check_order(

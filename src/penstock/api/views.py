@@ -32,12 +32,16 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Answer one item of a batch: `id` and `status`, or `error`. `replayed`: its `idempotency_key` was used before."""
+    """Answer one item of a batch: `id` and `status`, or `error`. `replayed`: its `idempotency_key` was used before.
+
+    `existing`: another job holds its `unique_key`, and `id` and `status` are of that one.
+    """
 
     index: int
     id: str | None = None
     status: State | None = None
     replayed: bool = False
+    existing: bool = False
     error: ItemProblem | None = None
 
 
@@ -110,6 +114,7 @@ class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...]
     metadata: dict[str, Any]
     retention: Seconds | None
+    unique_key: str | None
     no_handler: int
 
 
@@ -301,6 +306,7 @@ class JobRenderer:
             "tags": options.tags,
             "metadata": options.metadata,
             "retention": _seconds(self._retention_ms(record)),
+            "unique_key": options.unique_key,
             "no_handler": record.no_handler,
         }
 

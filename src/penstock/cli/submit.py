@@ -51,6 +51,20 @@ def submit(
         str | None,
         typer.Option(metavar="KEY", help="Safe to repeat: the same KEY and job get the first answer, for 24 h."),
     ] = None,
+    unique_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="No second job of KEY while this one holds it: until it has finished."),
+    ] = None,
+    unique_until: Annotated[
+        str | None, typer.Option(metavar="EVENT", help="Hold --unique-key until 'started' or 'finished'.")
+    ] = None,
+    unique_for: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Hold --unique-key so long: seconds, or '10m'.")
+    ] = None,
+    on_conflict: Annotated[
+        str | None,
+        typer.Option(metavar="WAY", help="If another job holds it: 'reject' (exit 5), 'return_existing' or 'replace'."),
+    ] = None,
     wait: Annotated[str | None, typer.Option(help="Wait so long for the result: seconds, or '5m'.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Submit so many alike.")] = 1,
     ndjson: Annotated[
@@ -81,6 +95,8 @@ def submit(
                 field="idempotency-key",
             )
         options["idempotency_key"] = idempotency_key
+    unique = {"until": unique_until, "for": unique_for, "on_conflict": on_conflict}
+    options |= _unique_fields(unique_key, unique, one=count == 1 and ndjson is None)
     if ndjson is not None:
         if input is not None:
             raise CommandFailed("--ndjson brings the inputs; leave INPUT out", Exit.USAGE, field="input")
@@ -100,7 +116,23 @@ def submit(
         print_json(job)
     else:
         print_line(f"{job.id} {job.status}")
+        if job.existing:
+            print("penstock: another job holds the unique key; this is that one", file=sys.stderr)
     return Exit.OK
+
+
+def _unique_fields(key: str | None, rest: dict[str, str | None], *, one: bool) -> dict[str, Any]:
+    """Return the fields of a unique key. Raises CommandFailed."""
+    given = {name: value for name, value in rest.items() if value is not None}
+    if key is None:
+        if given:
+            raise CommandFailed("name the key with --unique-key", Exit.USAGE, field="unique-key")
+        return {}
+    if not one:
+        raise CommandFailed(
+            "--unique-key is for one job; in --ndjson give each its 'unique_key'", Exit.USAGE, field="unique-key"
+        )
+    return {"unique": {"key": key, **given}} if given else {"unique_key": key}
 
 
 def _submit_many(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ServerUnavailable,
         StateConflict,
         UnexpectedAnswer,
+        UniqueConflict,
         WaitTimeout,
     )
     from penstock.client.job import Attempt, Deleted, Job, JobError, JobPage, Purged, Queue, Redriven, Submission
@@ -55,6 +56,7 @@ __all__ = [
     "StateConflict",
     "Submission",
     "UnexpectedAnswer",
+    "UniqueConflict",
     "WaitTimeout",
 ]
 
@@ -86,6 +88,7 @@ _HOMES = {
     "StateConflict": "penstock.client.errors",
     "Submission": "penstock.client.job",
     "UnexpectedAnswer": "penstock.client.errors",
+    "UniqueConflict": "penstock.client.errors",
     "WaitTimeout": "penstock.client.errors",
 }
 

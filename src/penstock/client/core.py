@@ -28,6 +28,7 @@ from penstock.client.errors import (
     ServerUnavailable,
     StateConflict,
     UnexpectedAnswer,
+    UniqueConflict,
     WaitTimeout,
 )
 from penstock.client.job import Deleted, Job, JobPage, Purged, Queue, Redriven, Submission
@@ -80,6 +81,7 @@ class Answer:
     body: bytes
     retry_after: str | None = None
     replayed: bool = False
+    existing: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,7 @@ class ClientCore:
             headers=(("idempotency-key", header),),
             repeatable=True,
         )
-        return msgspec.structs.replace(_read(answer, Job), replayed=answer.replayed)
+        return msgspec.structs.replace(_read(answer, Job), replayed=answer.replayed, existing=answer.existing)
 
     def submit_chunk(self, index: int, items: Sequence[bytes]) -> Flow[list[Submission]]:
         """Submit encoded jobs in one batch; ``index`` is the first one's number."""
@@ -328,6 +330,7 @@ class _BatchEntry(msgspec.Struct, frozen=True):
     id: str | None = None
     status: str | None = None
     replayed: bool = False
+    existing: bool = False
     error: dict[str, Any] | None = None
 
 
@@ -341,7 +344,9 @@ class _Queues(msgspec.Struct, frozen=True):
 
 def _submission(index: int, entry: _BatchEntry) -> Submission:
     error = None if entry.error is None else _error_of(422, entry.error)
-    return Submission(index=index, id=entry.id, status=entry.status, replayed=entry.replayed, error=error)
+    return Submission(
+        index=index, id=entry.id, status=entry.status, replayed=entry.replayed, existing=entry.existing, error=error
+    )
 
 
 def _encode(value: Any) -> bytes:
@@ -368,6 +373,7 @@ _KINDS: Mapping[int, type[ApiError]] = {
     429: ServerUnavailable,
     503: ServerUnavailable,
 }
+_CODES: Mapping[str, type[ApiError]] = {"unique_conflict": UniqueConflict}
 
 
 def _api_error(answer: Answer, path: str) -> ApiError:
@@ -383,7 +389,7 @@ def _error_of(status: int, problem: Mapping[str, Any], *, path: str = "", retry_
     number = problem.get("status")
     status = number if isinstance(number, int) else status
     is_job = status == 404 and path.startswith("/jobs/")
-    kind = JobNotFound if is_job else _KINDS.get(status, ApiError)
+    kind = JobNotFound if is_job else _CODES.get(str(problem.get("code")), _KINDS.get(status, ApiError))
     entries = problem.get("errors")
     errors = [
         FieldError(field=str(entry.get("field", "")), code=str(entry.get("code", "")), detail=str(entry["detail"]))
@@ -401,6 +407,8 @@ def _error_of(status: int, problem: Mapping[str, Any], *, path: str = "", retry_
     )
     if isinstance(made, JobNotFound):
         made.job_id = unquote(path.split("/")[2])
+    if isinstance(made, UniqueConflict):
+        made.job_id = str(problem.get("job_id") or "")
     return made
 
 

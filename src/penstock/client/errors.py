@@ -11,6 +11,7 @@
         │   ├── NotFound                404 of anything but a job
         │   │   └── JobNotFound         404 of a job; it may lie beyond its retention
         │   ├── StateConflict           409: the job's status does not allow it
+        │   │   └── UniqueConflict      409: another job holds the unique key; ``job_id`` is that one
         │   └── ServerUnavailable       429, 503: try again after ``retry_after`` seconds
         ├── UnexpectedAnswer            the answer is not one of a Penstock server
         ├── WaitTimeout                 the job was not final in time (also a TimeoutError)
@@ -89,6 +90,12 @@ class JobNotFound(NotFound):
 
 class StateConflict(ApiError):
     """Say that the job's status does not allow it."""
+
+
+class UniqueConflict(StateConflict):
+    """Say that another job holds the unique key; ``job_id`` is that one."""
+
+    job_id: str = ""
 
 
 class ServerUnavailable(ApiError):

@@ -61,8 +61,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     run_at: dt.datetime | None = None
     expires_at: dt.datetime | None = None
     cancel_requested_at: dt.datetime | None = None
+    unique_key: str | None = None
     #: This answer to a submit is the first one of its idempotency key.
     replayed: bool = False
+    #: The job that a submit with ``return_existing`` found under its unique key.
+    existing: bool = False
 
     @property
     def is_final(self) -> bool:
@@ -98,6 +101,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     id: str | None = None
     status: str | None = None
     replayed: bool = False
+    existing: bool = False
     error: ApiError | None = None
 
 

@@ -63,6 +63,7 @@ def answer_of(response: httpx.Response) -> Answer:
         body=response.content,
         retry_after=response.headers.get("retry-after"),
         replayed=response.headers.get("idempotency-replayed") == "true",
+        existing=response.headers.get("unique-existing") == "true",
     )
 
 

@@ -20,6 +20,7 @@ from penstock.api.problems import (
     STOPPING,
     STORE_FULL,
     STORE_UNAVAILABLE,
+    UNIQUE_CONFLICT,
     UNSUPPORTED_MEDIA_TYPE,
 )
 from penstock.api.query import wait_parameter
@@ -31,6 +32,7 @@ from penstock.core.limits import Limits
 _BODY_PROBLEMS = (
     NOT_JSON,
     BODY_TIMEOUT,
+    UNIQUE_CONFLICT,
     BODY_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
     QUEUE_FULL,

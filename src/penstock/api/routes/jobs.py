@@ -13,9 +13,11 @@ from penstock.api.problems import (
     NOT_DURABLE,
     STATE_CONFLICT,
     STORE_UNAVAILABLE,
+    UNIQUE_CONFLICT,
     ApiError,
     field_error,
     invalid,
+    key_held,
 )
 from penstock.api.routes.common import PROBLEMS, QUERY, AnyRequest, exchange_of, no_body, query_of, services_of
 from penstock.api.services import Services
@@ -155,9 +157,10 @@ async def cancel_job(request: AnyRequest, job_id: FromPath[str]) -> Response[Cha
     status_code=200,
     operation_id="retryJob",
     summary="Run a job again, or now",
-    description="Queues a failed job again with all its attempts; starts a scheduled or retrying one now.",
+    description="Queues a failed job again with all its attempts; starts a scheduled or retrying one now. A failed job "
+    "whose `unique_key` another job holds by now stays failed.",
     tags=["jobs"],
-    opt={PROBLEMS: (*_ONE, NOT_DURABLE, STATE_CONFLICT)},
+    opt={PROBLEMS: (*_ONE, NOT_DURABLE, STATE_CONFLICT, UNIQUE_CONFLICT)},
 )
 async def retry_job(request: AnyRequest, job_id: FromPath[str]) -> Response[Changed]:
     services = services_of(request)
@@ -165,6 +168,8 @@ async def retry_job(request: AnyRequest, job_id: FromPath[str]) -> Response[Chan
     query_of(request)
     await no_body(request)
     changed = (await services.store.redrive([wanted], early=True))[0]
+    if changed.code is ChangeCode.HELD and changed.holder is not None:
+        raise key_held(changed.holder, None)
     if changed.code is ChangeCode.CONFLICT:
         status = changed.state.value if changed.state else "unknown"
         detail = f"The job is {status}; only failed, scheduled and retrying jobs can be retried."
