@@ -20,6 +20,8 @@ TICK_S = 1.0
 _ROUNDS = 20
 _LIMIT = 200
 _PAUSE_S = 0.005
+#: Partitions that are swept at the same time.
+_AT_ONCE = 64
 
 
 class Upkeep:
@@ -31,20 +33,38 @@ class Upkeep:
         self._log = structlog.get_logger()
         self._away = False
         self._failing: set[str] = set()
+        #: What a part of the store says that was away in the last round.
+        self._missing: StoreUnavailable | None = None
 
     async def run_once(self) -> float:
         """Do one round over all partitions; return the seconds until the next one, at most about ``TICK_S``.
 
         Raises:
-            StoreUnavailable: the store is away. Other errors stop one sweep of one partition, and not the rest.
+            StoreUnavailable: the store is away. Other errors stop one sweep of one partition, and not the rest; nor
+                does one server of several that is away.
         """
         partitions = list(range(self._store.partitions))
         random.shuffle(partitions)
         wait_s = TICK_S * random.uniform(0.75, 1.25)
-        for partition in partitions:
-            for sweep in (self._promote, self._reap, self._prune):
-                wait_s = min(wait_s, await self._guarded(sweep, partition))
+        missing: list[StoreUnavailable] = []
+        for start in range(0, len(partitions), _AT_ONCE):
+            # Calls of the same moment share their way to a server.
+            sweeps = (self._sweep(partition) for partition in partitions[start : start + _AT_ONCE])
+            for answer in await asyncio.gather(*sweeps, return_exceptions=True):
+                if isinstance(answer, StoreUnavailable):
+                    missing.append(answer)
+                elif isinstance(answer, BaseException):
+                    raise answer
+                else:
+                    wait_s = min(wait_s, answer)
+        if len(missing) == len(partitions):
+            raise missing[0]
+        self._missing = missing[0] if missing else None
         return wait_s
+
+    async def _sweep(self, partition: int) -> float:
+        waits_s = [await self._guarded(sweep, partition) for sweep in (self._promote, self._reap, self._prune)]
+        return min(waits_s)
 
     async def _guarded(self, sweep: Callable[[int], Awaitable[float]], partition: int) -> float:
         name = sweep.__name__.strip("_")
@@ -97,17 +117,19 @@ class Upkeep:
     async def run(self) -> None:
         """Run until ``stop``; an unreachable store is tried again at the next tick."""
         while not self._stopping.is_set():
+            trouble: StoreError | None
             try:
                 wait_s = await self.run_once()
+                trouble = self._missing
             except StoreError as error:
                 wait_s = TICK_S
-                if not self._away:
-                    self._away = True
-                    self._log.warning(events.STORE_LOST, message=f"Upkeep waits for the store: {error}.")
-            else:
-                if self._away:
-                    self._away = False
-                    self._log.info(events.STORE_BACK, message="Upkeep has reached the store again.")
+                trouble = error
+            if trouble is not None and not self._away:
+                self._away = True
+                self._log.warning(events.STORE_LOST, message=f"Upkeep waits for the store: {trouble}.")
+            elif trouble is None and self._away:
+                self._away = False
+                self._log.info(events.STORE_BACK, message="Upkeep has reached the store again.")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(wait_s, _PAUSE_S)):
                     await self._stopping.wait()

@@ -10,13 +10,13 @@ from typing import Any
 import structlog
 
 from penstock.core import events
-from penstock.core.errors import StoreError, StoreMismatch
+from penstock.core.errors import StoreError, StoreMismatch, StoreUnavailable
 from penstock.core.ids import WorkerName
 from penstock.core.job import Claimed, ClaimedJob, ClaimRequest
 from penstock.core.limits import SCRIPT_ITEMS
 from penstock.handlers.registry import EXECUTORS, Executor
 from penstock.store.protocol import Store
-from penstock.worker.backoff import Outage
+from penstock.worker.backoff import FIRST_S, LAST_S, Outage
 from penstock.worker.slots import Slots
 
 #: The longest wait, so that a half-open connection shows and an idle worker proves that it can claim.
@@ -51,6 +51,45 @@ class Ignored:
     def next_end(self, *, now: float) -> float | None:
         """Return when the first ignored queue is to be asked again."""
         return min((until for until, _wait in self._until.values() if until > now), default=None)
+
+
+class Away:
+    """Remember which of several partitions do not answer, and when to ask them again."""
+
+    def __init__(self) -> None:
+        self._failures: dict[int, int] = {}
+        self._until: dict[int, float] = {}
+        self._log: Any = structlog.get_logger("penstock.worker").bind(loop="claim")
+
+    def failed(self, partition: int, error: StoreUnavailable) -> None:
+        """Leave a partition alone for a while, longer each time in a row."""
+        if not self._failures:
+            message = "Some partitions do not answer; claiming from the others, and asking these again."
+            self._log.warning(events.STORE_LOST, message=message, partition=partition, error=str(error))
+        count = self._failures.get(partition, 0)
+        self._failures[partition] = count + 1
+        wait_s = min(LAST_S, FIRST_S * 2.0 ** min(count, 10)) * (0.5 + random.random() / 2)
+        self._until[partition] = asyncio.get_running_loop().time() + wait_s
+
+    def over(self, partition: int) -> None:
+        """Note that a partition answers."""
+        if self._failures.pop(partition, 0):
+            del self._until[partition]
+            if not self._failures:
+                self._log.warning(events.STORE_BACK, message="All partitions answer again.")
+
+    def forget(self) -> None:
+        """Leave none alone: nothing answers, and whoever waits for that asks all."""
+        self._failures.clear()
+        self._until.clear()
+
+    def holds(self, partition: int) -> bool:
+        """Tell whether a partition is left alone now."""
+        return bool(self._until) and self._until.get(partition, 0.0) > asyncio.get_running_loop().time()
+
+    def ends(self) -> list[float]:
+        """Return when to ask again."""
+        return list(self._until.values())
 
 
 class Fetcher:
@@ -98,6 +137,7 @@ class Fetcher:
         self._waiting: asyncio.Task[frozenset[str]] | None = None
         self._waiting_for: tuple[str, ...] = ()
         self._outage = Outage("claim")
+        self._away = Away()
         self._log: Any = structlog.get_logger("penstock.worker")
         #: The store's clock at the last claim that it answered, Unix ms.
         self.last_claim_at_ms: int | None = None
@@ -169,20 +209,40 @@ class Fetcher:
         return tuple(queue for queue in self._queues if not self._ignored.holds(executor, queue, now=now))
 
     async def _claim_for(self, executor: Executor, tasks: tuple[str, ...], queues: tuple[str, ...]) -> tuple[int, bool]:
-        """Claim from all partitions, each time starting at another one.
+        """Claim from all partitions, each time starting at another one; what is away does not hold up the others.
 
         Return how many jobs came and whether the queues still hold some.
+
+        Raises:
+            StoreUnavailable: no partition answered.
         """
         jobs, waiting = 0, False
+        missing: StoreUnavailable | None = None
+        answered = False
         partitions = self._store.partitions
         self._turn = (self._turn + 1) % partitions
         for step in range(partitions):
             limit = min(self._slots.free(executor), SCRIPT_ITEMS)
             if limit <= 0 or self._stopping:
                 break
-            claimed = await self._claim((self._turn + step) % partitions, executor, tasks, queues, limit)
+            partition = (self._turn + step) % partitions
+            if self._away.holds(partition):
+                continue
+            try:
+                claimed = await self._claim(partition, executor, tasks, queues, limit)
+            except StoreUnavailable as error:
+                if partitions == 1:
+                    raise
+                missing = error
+                self._away.failed(partition, error)
+                continue
+            answered = True
+            self._away.over(partition)
             jobs += len(claimed.jobs)
             waiting = waiting or claimed.remaining or claimed.skipped > 0
+        if missing is not None and not answered:
+            self._away.forget()
+            raise missing
         return jobs, waiting
 
     async def _claim(
@@ -237,7 +297,17 @@ class Fetcher:
             await self._promote(partition)
 
     async def _promote(self, partition: int) -> None:
-        promoted = await self._store.promote(partition)
+        if self._away.holds(partition):
+            return
+        try:
+            promoted = await self._store.promote(partition)
+        except StoreUnavailable as error:
+            if self._store.partitions == 1:
+                raise
+            # Its claim says when it is back, and what is due there then.
+            self._due.pop(partition, None)
+            self._away.failed(partition, error)
+            return
         self._note_due(partition, promoted.next_due_ms, promoted.now_ms)
 
     async def _wait(self) -> None:
@@ -245,7 +315,7 @@ class Fetcher:
         assert self._local is not None
         loop = asyncio.get_running_loop()
         now = loop.time()
-        ends = [now + WAIT_S, *self._due.values()]
+        ends = [now + WAIT_S, *self._due.values(), *self._away.ends()]
         if (end := self._ignored.next_end(now=now)) is not None:
             ends.append(end)
         timeout = max(0.0, min(ends) - now)

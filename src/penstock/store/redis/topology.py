@@ -6,6 +6,7 @@ Nothing here repeats a call. An error that may mean a change casts doubt; the ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
@@ -22,6 +23,8 @@ from penstock.store.redis.primary import Primary, ask
 ASK_TIMEOUT_S = 2.0
 #: How long what was found stands before an error makes us look anew.
 _FRESH_S = 0.25
+#: How often a server that hangs is asked whether it still does.
+_PROBE_S = 0.5
 #: How many nodes of a cluster are asked at once.
 _ASKED = 4
 
@@ -257,6 +260,9 @@ class ClusterTopology(_Changing):
         self._servers: dict[tuple[str, int], Primary] = {}
         self._nodes: set[tuple[str, int]] = set(address.hosts)
         self._is_known = False
+        #: Servers that let a call run into its time limit.
+        self._hung: set[Primary | None] = set()
+        self._prober: asyncio.Task[None] | None = None
         self._search = _Shared(self._look)
 
     async def prepare(self) -> None:
@@ -267,6 +273,8 @@ class ClusterTopology(_Changing):
     def of_slot(self, slot: int) -> Primary:
         """See ``Topology.of_slot``."""
         server = self._owners[slot]
+        if server in self._hung:
+            raise StoreUnavailable(f"{server} did not answer in time, and is asked again every {_PROBE_S:g} s")
         if server is None or self._closed:
             if not self._closed and not self._search.is_fresh:
                 self._search.begin()
@@ -277,10 +285,29 @@ class ClusterTopology(_Changing):
         """See ``Topology.primaries``."""
         return list(dict.fromkeys(server for server in self._owners if server is not None))
 
-    def doubt(self, server: Primary, error: Exception) -> None:  # noqa: ARG002 - any node may know of a change
+    def doubt(self, server: Primary, error: Exception) -> None:
         """See ``Topology.doubt``."""
-        if casts_doubt(error) and not self._closed and not self._search.is_fresh:
+        if self._closed or not casts_doubt(error):
+            return
+        if isinstance(error, TimeoutError | redis.exceptions.TimeoutError) and server in self._servers.values():
+            # Else each call would wait for its time limit, and hold up what the others could do.
+            self._hung.add(server)
+            if self._prober is None or self._prober.done():
+                self._prober = asyncio.get_running_loop().create_task(self._probe(), name="penstock-probe")
+        if not self._search.is_fresh:
             self._search.begin()
+
+    async def _probe(self) -> None:
+        """Ask the servers that hang until they answer, or serve no more."""
+        while self._hung:
+            for server in list(self._hung):
+                assert server is not None
+                with contextlib.suppress(*CLIENT_ERRORS):
+                    await ask(server.url, "PING", timeout_s=ASK_TIMEOUT_S)
+                    self._hung.discard(server)
+            if self._hung:
+                self._search.begin()
+                await asyncio.sleep(_PROBE_S)
 
     def moved(self, server: Primary, error: redis.exceptions.MovedError) -> None:
         """See ``Topology.moved``."""
@@ -330,6 +357,7 @@ class ClusterTopology(_Changing):
             owners[first : last + 1] = [used[where]] * (last + 1 - first)
         for where, server in self._servers.items():
             if where not in used:
+                self._hung.discard(server)
                 self._retire(server)
         self._owners, self._servers, self._nodes, self._is_known = owners, used, nodes, True
 
@@ -337,6 +365,9 @@ class ClusterTopology(_Changing):
         """See ``Topology.close``."""
         self._closed = True
         self._search.cancel()
+        if self._prober is not None:
+            self._prober.cancel()
+            await asyncio.wait({self._prober})
         await asyncio.gather(*(server.close() for server in self._servers.values()))
         await asyncio.gather(*self._closing, return_exceptions=True)
 
