@@ -189,6 +189,7 @@ MUTANTS = [
         ("repeats not remembered", "local fields = {'settled', mark}", "local fields = {'counted', job.counted or 0}"),
         ("cancel without a request", "  if verb == 'cancel' and not job.cancel then\n", "  if false then\n"),
         ("result not stored", "    put_value(fields, 'result', K.result(id), value)\n"),
+        ("what was over its limit is not counted", "    add(counts, item[9], job.queue, 1)\n"),
         (
             "failure not counted",
             "tonumber(job.counted or 0) + 1\n    fields[#fields + 1] = 'reason'",
@@ -380,6 +381,7 @@ MUTANTS = [
         ("stays in its place", "  leave(id, job, job.status)\n"),
         ("keys stay", "  remove_job(id)\n"),
         ("not counted", "  add(counts, counted_as, job.queue, 1)\n"),
+        ("dropped dead letters are counted as others", "K.dead(queue), 'dead_dropped'", "K.dead(queue), 'dropped'"),
         ("one dead letter too many", "- dead_cap, limit", "- dead_cap - 1, limit"),
         ("limit bounds each queue alone", "limit - dead_removed", "limit"),
         ("one finished job too many", "- finished_cap, limit", "- finished_cap - 1, limit"),

@@ -9,6 +9,7 @@ import pytest
 
 from penstock.core.ids import Token
 from penstock.core.job import Attempt, JobError, Settle, SettleCode, Settled, Verb
+from penstock.core.limits import Over
 from penstock.core.states import AttemptOutcome, Reason, State
 from tests.conformance.conftest import MakeSubject
 from tests.conformance.subject import OTHER_WORKER, START_MS, WORKER, Subject
@@ -320,3 +321,16 @@ async def test_answers_come_in_the_order_of_the_items(make_subject: MakeSubject,
     items = [Settle(token=token, verb=verb, delay_ms=9) for token, verb in zip(tokens, verbs, strict=True)]
     answers = await subject.store.settle(items)
     assert answers == [Settled(code=SettleCode.DONE, state=STATES[verb]) for verb in verbs]
+
+
+async def test_what_was_over_its_limit_is_counted(subject: Subject) -> None:
+    token = await subject.running()
+    retry = {"value": ERROR_JSON, "over": Over.ERROR}
+    assert (await subject.settle(token, Verb.RETRY, **retry)).code is SettleCode.DONE
+    # A repeat counts nothing, nor does an attempt that is not the job's own.
+    assert (await subject.settle(token, Verb.RETRY, **retry)).code is SettleCode.REPEATED
+    assert (await subject.settle(dataclasses.replace(token, nonce="x"), Verb.FAIL, **retry)).code is SettleCode.STALE
+    other = await subject.running(queue="other")
+    await subject.settle(other, Verb.FAIL, value=ERROR_JSON, over=Over.RESULT)
+    assert [await subject.count("error_cut", queue) for queue in ("default", "other")] == [1, 0]
+    assert [await subject.count("result_refused", queue) for queue in ("default", "other")] == [0, 1]

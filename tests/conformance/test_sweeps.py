@@ -338,7 +338,8 @@ class TestPrune:
         for queue in ("default", "other"):
             found = [await subject.store.get(job_id) is not None for job_id in ids[queue]]
             assert found == [False, False, True, True, True]
-            assert await subject.count("dropped", queue) == 2
+            assert await subject.count("dead_dropped", queue) == 2
+            assert await subject.count("dropped", queue) == 0
         await subject.get(done)
         assert await subject.store.prune(0) == Pruned()
 

@@ -15,6 +15,7 @@ from penstock.api.options import ApiOptions
 from penstock.api.problems import FIELD_CODES, KINDS
 from penstock.api.services import Services
 from penstock.api.submission import SubmissionParser, SubmitBody
+from penstock.config import SETTINGS
 from penstock.core.states import State
 from penstock.observability.metrics import METRICS
 from penstock.store.memory import MemoryStore
@@ -138,6 +139,14 @@ def test_metrics_page_lists_every_metric() -> None:
         labels = ", ".join(f"`{label}`" for label in metric.labels) or "–"
         assert f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |" in page
     assert len(re.findall(r"^\| `penstock_", page, re.MULTILINE)) == len(METRICS)
+
+
+def test_metrics_page_tells_which_metric_shows_each_limit() -> None:
+    table = (REFERENCE / "metrics.md").read_text().split("## Which limit bites")[1]
+    named = set(re.findall(r"`(PENSTOCK_\w+)`", table))
+    assert named == {setting.env for setting in SETTINGS if "limits" in setting.parts}
+    names = {name for metric in METRICS for name in (metric.name, f"{metric.name}_bucket")}
+    assert set(re.findall(r"`(penstock_\w+)", table)) <= names
 
 
 def test_http_page_lists_every_route_and_field() -> None:

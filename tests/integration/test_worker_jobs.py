@@ -125,6 +125,7 @@ async def test_a_result_that_cannot_be_kept_fails_for_good(store: Store, task: s
     assert (record.state, record.reason) == (State.FAILED, Reason.DISCARDED)
     assert record.attempts[0].error is not None
     assert record.attempts[0].error.type == kind
+    assert (await store.counters()).get(("result_refused", record.queue), 0) == (1 if task == "big" else 0)
 
 
 async def test_an_input_of_a_megabyte_reaches_its_task(store: Store) -> None:

@@ -36,7 +36,7 @@ from penstock.core.job import (
     Verb,
     WorkerInfo,
 )
-from penstock.core.limits import Limits
+from penstock.core.limits import Limits, Over
 from penstock.core.output import NewEntry, Output, OutputKind
 from penstock.core.states import FINAL_STATES, AttemptOutcome, Priority, Reason, State
 from penstock.store.memory import MemoryStore
@@ -149,8 +149,14 @@ _ARGUMENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "delay_ms": st.sampled_from([0, 500, 4_000]),
         "value": ERROR,
         "outcome": st.sampled_from([AttemptOutcome.FAILED, AttemptOutcome.TIMED_OUT]),
+        "over": st.sampled_from([None, None, Over.ERROR]),
     },
-    "fail": {"chosen": CHOSEN, "value": ERROR, "reason": st.sampled_from([None, Reason.DISCARDED])},
+    "fail": {
+        "chosen": CHOSEN,
+        "value": ERROR,
+        "reason": st.sampled_from([None, Reason.DISCARDED]),
+        "over": st.sampled_from([None, None, *Over]),
+    },
     "release": {"chosen": CHOSEN, "value": ERROR},
     "snooze": {"chosen": CHOSEN, "value": ERROR, "delay_ms": st.sampled_from([0, 2_000])},
     "acknowledge": {"choice": CHOICE, "ask": st.booleans()},

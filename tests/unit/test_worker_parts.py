@@ -12,7 +12,7 @@ from penstock.core.errors import StoreUnavailable, TaskError
 from penstock.core.events import EVENTS
 from penstock.core.ids import JobId, Token, WorkerName
 from penstock.core.job import JobError, JobOptions, Settle, TaskInfo, Verb, WorkerInfo
-from penstock.core.limits import TaskDefaults
+from penstock.core.limits import Over, TaskDefaults
 from penstock.core.outcome import (
     Cancelled,
     Discard,
@@ -148,6 +148,8 @@ def test_errors_are_capped_and_keep_both_ends() -> None:
     assert len(outcome.error) <= 16_384
     assert read(outcome).message.startswith("éé")
     assert "cut" in read(outcome).traceback
+    assert outcome.over is Over.ERROR
+    assert decide(TOKEN, outcome, POLICY, counted=0, draw=0.5).over is Over.ERROR
     for limit in (0, 50, 100, 1_000):
         text = outcomes.encode_error("Kind", "\x01" * 5_000, traceback_text="\x01" * 5_000, limit=limit)
         assert msgspec.json.decode(text, type=JobError).type == "Kind"
@@ -157,7 +159,10 @@ def test_errors_are_capped_and_keep_both_ends() -> None:
 def test_results_are_json_within_the_limit() -> None:
     assert outcomes.succeeded({"a": b"xyz"}, limit=100) == Succeeded(result=b'{"a":"eHl6"}')
     assert read(outcomes.succeeded(object(), limit=100)).type == "ResultNotJson"
-    assert read(outcomes.succeeded("x" * 99, limit=100)).type == "ResultTooLarge"
+    large = outcomes.succeeded("x" * 99, limit=100)
+    assert read(large).type == "ResultTooLarge"
+    assert isinstance(large, FailedAttempt)
+    assert large.over is Over.RESULT
     assert outcomes.succeeded("x" * 98, limit=100) == Succeeded(result=b'"' + b"x" * 98 + b'"')
     endless: list[object] = []
     endless.append(endless)

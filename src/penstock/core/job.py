@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from penstock.core.ids import JobId, Token, WorkerName
+from penstock.core.limits import Over
 from penstock.core.retry import Backoff
 from penstock.core.states import AttemptOutcome, Priority, Reason, State
 
@@ -194,6 +195,7 @@ class Settle(msgspec.Struct, frozen=True, kw_only=True):
 
     ``value`` is the result (JSON text) of ``COMPLETE``, else the error (JSON text of a JobError, may be empty).
     ``delay_ms`` belongs to ``RETRY`` and ``SNOOZE``, ``reason`` to ``FAIL``, ``outcome`` to ``RETRY`` and ``FAIL``.
+    ``over`` says what was over its limit, and is counted.
     """
 
     token: Token
@@ -202,6 +204,7 @@ class Settle(msgspec.Struct, frozen=True, kw_only=True):
     delay_ms: int = 0
     reason: Reason | None = None
     outcome: AttemptOutcome = AttemptOutcome.FAILED
+    over: Over | None = None
 
 
 class SettleCode(enum.Enum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -25,6 +26,15 @@ LINE_BYTES = 8 * KIB
 CHUNK_BYTES = 64 * KIB
 RUN_AT_HORIZON_MS = 3_660 * DAY_MS
 MAX_ATTEMPTS = 1_000
+
+
+class Over(enum.Enum):
+    """Say what of an ended attempt was over its limit; the values are the names of the store's counters."""
+
+    #: The result was not kept, and the job failed.
+    RESULT = "result_refused"
+    #: The error was kept in part.
+    ERROR = "error_cut"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from penstock.core.limits import Over
 from penstock.core.states import AttemptOutcome, Reason
 
 
@@ -62,6 +63,7 @@ class FailedAttempt:
     outcome: AttemptOutcome = AttemptOutcome.FAILED
     reason: Reason | None = None
     after_ms: int | None = None
+    over: Over | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -42,13 +42,31 @@ JOB_COUNTERS: Mapping[str, Declared] = {
         "redriven": "Jobs queued again by hand.",
         "deferred": "Times that a job was put off because no worker knew its task.",
         "pruned": "Finished jobs removed after their retention.",
-        "dropped": "Finished jobs and dead letters removed early because there were too many.",
+        "dropped": "Finished jobs removed early because there were more than `finished_jobs`.",
         "refused": "Jobs refused because their queue held `max_depth` waiting jobs.",
         "conflicts": "Jobs refused because another one held their unique key.",
         "existing": "Submits answered with the job that held their unique key.",
         "replaced": "Jobs cancelled because a newer one replaced them under their unique key.",
     }.items()
 } | {
+    "dead_dropped": Declared(
+        "penstock_dead_letters_dropped_total",
+        "counter",
+        ("queue",),
+        "Dead letters removed early because their queue held more than `dead_letters`.",
+    ),
+    "result_refused": Declared(
+        "penstock_results_refused_total",
+        "counter",
+        ("queue",),
+        "Results that were larger than `result_bytes`, so that their job failed.",
+    ),
+    "error_cut": Declared(
+        "penstock_errors_cut_total",
+        "counter",
+        ("queue",),
+        "Errors that were larger than `error_bytes` and lost their middle.",
+    ),
     "log_dropped": Declared(
         "penstock_log_lines_dropped_total", "counter", ("queue",), "Lines of jobs' logs that are not kept."
     ),

@@ -212,7 +212,8 @@ class JobReader(Protocol):
 
     async def counters(self) -> Mapping[tuple[str, str], int]:
         """Return ever-growing counts by (name, queue): submitted, started, completed, failed, retried,
-        cancelled, expired, lost, poisoned, redriven, deferred, pruned, dropped, refused, log_dropped, stream_dropped;
+        cancelled, expired, lost, poisoned, redriven, deferred, pruned, dropped, dead_dropped, refused,
+        log_dropped, stream_dropped, and what ``core.limits.Over`` names;
         of unique keys that were held: conflicts, existing, replaced.
         """
 

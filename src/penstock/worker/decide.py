@@ -49,6 +49,19 @@ def _fail(token: Token, outcome: FailedAttempt, policy: Policy, *, counted: int,
     if reason is None and counted >= policy.max_attempts:
         reason = Reason.TIMED_OUT if outcome.outcome is AttemptOutcome.TIMED_OUT else Reason.EXHAUSTED
     if reason is not None:
-        return Settle(token=token, verb=Verb.FAIL, value=outcome.error, reason=reason, outcome=outcome.outcome)
-    delay_ms = outcome.after_ms if outcome.after_ms is not None else policy.backoff.delay_ms(counted, draw=draw)
-    return Settle(token=token, verb=Verb.RETRY, value=outcome.error, delay_ms=delay_ms, outcome=outcome.outcome)
+        return Settle(
+            token=token,
+            verb=Verb.FAIL,
+            value=outcome.error,
+            reason=reason,
+            outcome=outcome.outcome,
+            over=outcome.over,
+        )
+    return Settle(
+        token=token,
+        verb=Verb.RETRY,
+        value=outcome.error,
+        delay_ms=outcome.after_ms if outcome.after_ms is not None else policy.backoff.delay_ms(counted, draw=draw),
+        outcome=outcome.outcome,
+        over=outcome.over,
+    )

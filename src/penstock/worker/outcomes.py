@@ -9,6 +9,7 @@ import msgspec
 
 from penstock.core.durations import parse_duration_ms
 from penstock.core.job import JobError
+from penstock.core.limits import Over
 from penstock.core.outcome import Discard, FailedAttempt, InvalidInput, Outcome, Retry, Snooze, Snoozed, Succeeded
 from penstock.core.states import AttemptOutcome, Reason
 
@@ -24,17 +25,19 @@ def succeeded(value: object, *, limit: int) -> Outcome:
     except Exception as error:  # noqa: BLE001 - a result's own methods may raise anything
         return _refused("ResultNotJson", f"the result is not JSON: {error}")
     if len(encoded) > limit:
-        return _refused("ResultTooLarge", f"the result takes {len(encoded)} bytes as JSON; at most {limit} are kept")
+        message = f"the result takes {len(encoded)} bytes as JSON; at most {limit} are kept"
+        return _refused("ResultTooLarge", message, over=Over.RESULT)
     return Succeeded(result=encoded)
 
 
 def raised(error: BaseException, *, limit: int) -> Outcome:
     """Read an exception that a handler raised; ``limit`` bounds the stored error in bytes."""
     if isinstance(error, InvalidInput):
-        text = encode_error("InvalidInput", str(error), field=error.field, limit=limit)
-        return FailedAttempt(error=text, reason=Reason.INVALID_INPUT)
+        text, over = _fit("InvalidInput", str(error), field=error.field, limit=limit)
+        return FailedAttempt(error=text, reason=Reason.INVALID_INPUT, over=over)
+    text, over = _described(error, limit=limit)
     if isinstance(error, Discard):
-        return FailedAttempt(error=error_json(error, limit=limit), reason=Reason.DISCARDED)
+        return FailedAttempt(error=text, reason=Reason.DISCARDED, over=over)
     if isinstance(error, Retry | Snooze) and error.after is not None:
         try:
             after_ms = parse_duration_ms(error.after)
@@ -43,8 +46,8 @@ def raised(error: BaseException, *, limit: int) -> Outcome:
             return FailedAttempt(error=encode_error("ValueError", message, limit=limit))
         if isinstance(error, Snooze):
             return Snoozed(after_ms=after_ms)
-        return FailedAttempt(error=error_json(error, limit=limit), after_ms=after_ms)
-    return FailedAttempt(error=error_json(error, limit=limit))
+        return FailedAttempt(error=text, after_ms=after_ms, over=over)
+    return FailedAttempt(error=text, over=over)
 
 
 def timed_out(timeout_ms: int, detail: str = "") -> FailedAttempt:
@@ -64,6 +67,10 @@ def child_died(exit_code: int | None) -> FailedAttempt:
 
 def error_json(error: BaseException, *, limit: int) -> bytes:
     """Describe an exception as JSON text with the traceback of the handler's own frames."""
+    return _described(error, limit=limit)[0]
+
+
+def _described(error: BaseException, *, limit: int) -> tuple[bytes, Over | None]:
     try:
         message = str(error)
     except Exception:  # noqa: BLE001 - an exception's own __str__ may be broken
@@ -75,11 +82,18 @@ def error_json(error: BaseException, *, limit: int) -> bytes:
         text = "".join(traceback.format_exception(type(error), error, frames, chain=True))
     except Exception:  # noqa: BLE001 - formatting calls the exception's own code too
         text = ""
-    return encode_error(_type_name(type(error)), message, traceback_text=text, limit=limit)
+    return _fit(_type_name(type(error)), message, traceback_text=text, limit=limit)
 
 
 def encode_error(kind: str, message: str, *, traceback_text: str = "", field: str = "", limit: int = 16_384) -> bytes:
     """Return a JobError as JSON text of at most ``limit`` bytes; a long traceback loses its middle."""
+    return _fit(kind, message, traceback_text=traceback_text, field=field, limit=limit)[0]
+
+
+def _fit(
+    kind: str, message: str, *, traceback_text: str = "", field: str = "", limit: int = 16_384
+) -> tuple[bytes, Over | None]:
+    over = None
     message = _clean(message)
     if len(message) > MESSAGE_CHARACTERS:
         message = message[:MESSAGE_CHARACTERS] + "…"
@@ -89,17 +103,18 @@ def encode_error(kind: str, message: str, *, traceback_text: str = "", field: st
         text = whole if room >= len(whole) else whole[: room // 4] + _CUT + whole[len(whole) - room * 3 // 4 :]
         encoded = msgspec.json.encode(JobError(type=kind, message=message, traceback=text, field=_clean(field)))
         if len(encoded) <= limit:
-            return encoded
+            return encoded, over
+        over = Over.ERROR
         if room == 0:
             # Only a tiny limit, or a message of long escapes, comes here.
             if not message:
-                return msgspec.json.encode(JobError(type=kind[:64], message=""))
+                return msgspec.json.encode(JobError(type=kind[:64], message="")), over
             message, whole = message[: len(message) // 2], ""
         room = room // 2 if room > 64 else 0
 
 
-def _refused(kind: str, message: str) -> FailedAttempt:
-    return FailedAttempt(error=encode_error(kind, message), reason=Reason.DISCARDED)
+def _refused(kind: str, message: str, *, over: Over | None = None) -> FailedAttempt:
+    return FailedAttempt(error=encode_error(kind, message), reason=Reason.DISCARDED, over=over)
 
 
 def _type_name(kind: type[BaseException]) -> str:

@@ -24,8 +24,8 @@ local function remove_one(id, index_key, counted_as)
 end
 
 -- A damaged job must not stop the sweep; the auditor names it.
-local function remove(id, index_key)
-  local ok, removed = pcall(remove_one, id, index_key, 'dropped')
+local function remove(id, index_key, counted_as)
+  local ok, removed = pcall(remove_one, id, index_key, counted_as)
   return ok and removed or 0
 end
 
@@ -41,7 +41,7 @@ for _, queue in ipairs(queues) do
   local excess = math.min(redis.call('ZCARD', K.dead(queue)) - dead_cap, limit - dead_removed)
   if excess > 0 then
     for _, id in ipairs(redis.call('ZRANGE', K.dead(queue), 0, excess - 1)) do
-      dead_removed = dead_removed + remove(id, K.dead(queue))
+      dead_removed = dead_removed + remove(id, K.dead(queue), 'dead_dropped')
     end
   end
 end
@@ -72,7 +72,7 @@ local excess = math.min(finished_before + (gauges['finished:'] or 0) - finished_
 if excess > 0 then
   local found = oldest_finished(queues, excess)
   for position = 1, math.min(excess, #found) do
-    capped = capped + remove(found[position].id, found[position].index_key)
+    capped = capped + remove(found[position].id, found[position].index_key, 'dropped')
   end
 end
 flush()

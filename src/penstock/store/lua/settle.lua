@@ -1,7 +1,7 @@
 -- settle: end attempts, each under its token.
 -- Guarantee: the token is compared before the first write; a repeat by the same token and verb changes nothing and says so.
 -- KEYS: meta (hash), canary (none)
--- ARGV: items (msgpack: [id, attempt, nonce, verb, value, delay_ms, reason, outcome]...), retention_ms, failed_retention_ms
+-- ARGV: items (msgpack: [id, attempt, nonce, verb, value, delay_ms, reason, outcome, counter of what was over its limit or '']...), retention_ms, failed_retention_ms
 -- Returns: per item [done|repeated|stale, status or ''] or [error, text]
 -- Transitions: running -complete-> completed, running -retry-> retrying, running -fail-> failed, running -release-> queued, running -snooze-> scheduled, running -cancel-> cancelled
 -- Flags: allow-oom
@@ -57,6 +57,9 @@ local function settle_one(item)
   elseif verb == 'release' then
     record(id, job, fields, 'released', value)
     move(id, job, 'queued', job.seq, fields)
+  end
+  if item[9] and item[9] ~= '' then
+    add(counts, item[9], job.queue, 1)
   end
   return {'done', job.status}
 end

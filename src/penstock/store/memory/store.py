@@ -407,6 +407,8 @@ class MemoryStore:
             return Settled(code=SettleCode.STALE, state=job.state)
         job.settled = mark
         self._end(part, job, item)
+        if item.over is not None:
+            part.counters[item.over.value, job.queue] += 1
         return Settled(code=SettleCode.DONE, state=job.state)
 
     def _end(self, part: Partition, job: StoredJob, item: Settle) -> None:

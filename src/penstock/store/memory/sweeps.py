@@ -62,7 +62,7 @@ def prune(partition: Partition, limit: int, *, dead_cap: int, finished_cap: int,
     for queue in sorted(partition.known_queues):
         index = partition.final[State.FAILED, queue]
         dead += index.slice(0, min(max(0, len(index) - dead_cap), limit - len(dead)))
-    _remove(partition, dead, "dropped")
+    _remove(partition, dead, "dead_dropped")
     finished = partition.finished.slice(0, min(max(0, len(partition.finished) - finished_cap), limit))
     _remove(partition, finished, "dropped")
     return Pruned(expired=len(aged), capped=len(dead) + len(finished))

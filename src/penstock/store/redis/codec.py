@@ -150,6 +150,7 @@ def settle_item(item: Settle) -> list[str | int]:
         item.delay_ms,
         item.reason.value if item.reason else Reason.EXHAUSTED.value,
         item.outcome.value,
+        item.over.value if item.over else "",
     ]
 
 
