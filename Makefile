@@ -1,6 +1,6 @@
 # Works with GNU make 3.81 (macOS) and newer. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check format lock mutants chaos recovery chaos-peers test-containers wheel clean
+.PHONY: help run demo test check format lock mutants chaos recovery chaos-peers bench bench-peers test-containers wheel clean
 
 PY := .venv/bin/python
 CODE := $(wildcard src tests scripts examples benchmarks)
@@ -68,6 +68,16 @@ recovery:  ## Measure how long the jobs of what was killed wait
 chaos-peers:  ## Kill the worker of each other system halfway through a thousand jobs and count them; ten minutes
 	@scripts/bootstrap.sh dev
 	$(PY) -m benchmarks.peers.faults
+
+# Further arguments: make bench BENCH_ARGS='--repeats 9 --only run,http'
+BENCH_ARGS ?=
+bench:  ## Measure how fast it is: jobs run, submits, latency; under five minutes on a machine that does nothing else
+	@scripts/bootstrap.sh dev
+	$(PY) -m benchmarks.throughput $(BENCH_ARGS)
+
+bench-peers:  ## The same beside other job systems, installed in environments of their own; about ten minutes
+	@scripts/bootstrap.sh dev
+	$(PY) -m benchmarks.peers.run $(BENCH_ARGS)
 
 test-containers:  ## Build the image and run the Compose file for real
 	scripts/test_containers.sh
