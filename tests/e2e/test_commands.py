@@ -63,6 +63,25 @@ def test_cancel_and_retry(running: Folder) -> None:
     assert running.json("status", other["id"], "--wait", "30")["status"] == "completed"
 
 
+def test_one_job_of_a_key(running: Folder) -> None:
+    alone = ("submit", "echo", "1", "--delay", "1h", "--unique-key", "report:42")
+    job = running.json(*alone)
+    assert running.json("status", job["id"])["unique_key"] == "report:42"
+    refused = running.json(*alone, code=5)["error"]
+    assert (refused["code"], refused["errors"][0]["field"]) == ("unique_conflict", "unique_key")
+    assert job["id"] in refused["detail"]
+    found = running.run(*alone, "--on-conflict", "return_existing")
+    assert (found.returncode, found.stdout) == (0, f"{job['id']} scheduled\n")
+    one_line(found, ["unique key"])
+    newer = running.json(*alone, "--on-conflict", "replace", "--unique-until", "started", "--unique-for", "10m")
+    assert running.json("status", job["id"], code=1)["status"] == "cancelled"
+    assert running.run("cancel", newer["id"]).returncode == 0
+    for wrong in (["--unique-for", "10m"], ["--unique-key", "k", "--count", "2"]):
+        done = running.run("submit", "echo", "1", *wrong)
+        assert done.returncode == 2
+        one_line(done, ["--unique-key"])
+
+
 def test_watch_ends_with_the_job(running: Folder) -> None:
     job = running.json("submit", "fail", '{"times": 1}')
     done = running.run("watch", job["id"])

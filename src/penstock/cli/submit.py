@@ -21,7 +21,7 @@ from penstock.config import Settings
 app = new_app()
 
 #: Fields that a submit takes as text; each is a flag.
-_FIELDS = ("type", "queue", "priority", "delay", "run_at", "timeout", "expires_in")
+_FIELDS = ("type", "queue", "priority", "delay", "run_at", "timeout", "expires_in", "expires_at")
 
 
 @app.command()
@@ -43,7 +43,10 @@ def submit(
     run_at: Annotated[str | None, typer.Option(help="RFC 3339 time: do not start earlier.")] = None,
     max_attempts: Annotated[int | None, typer.Option(help="Tries, the first included.")] = None,
     timeout: Annotated[str | None, typer.Option(help="Longest time of one attempt.")] = None,
-    expires_in: Annotated[str | None, typer.Option(help="Give up if not started by then.")] = None,
+    expires_in: Annotated[
+        str | None, typer.Option(help="Give up if not started after that time: seconds, or '5m'.")
+    ] = None,
+    expires_at: Annotated[str | None, typer.Option(help="RFC 3339 time: give up if not started by then.")] = None,
     tag: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Name to find the job by; may be given often.")
     ] = None,
@@ -80,7 +83,7 @@ def submit(
     for did not complete, or when a job was refused.
     """
     values = {"type": type, "queue": queue, "priority": priority, "delay": delay, "run_at": run_at}
-    values |= {"timeout": timeout, "expires_in": expires_in}
+    values |= {"timeout": timeout, "expires_in": expires_in, "expires_at": expires_at}
     options: dict[str, Any] = {name: value for name in _FIELDS if (value := values[name]) is not None}
     if max_attempts is not None:
         options["max_attempts"] = max_attempts
