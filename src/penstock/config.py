@@ -368,8 +368,13 @@ class Settings:
         "Most failed jobs that are kept of a queue; the oldest go.", "limits",
     )  # fmt: skip
     max_lost: int = _setting(
-        "PENSTOCK_MAX_LOST", _LIMITS.max_lost, _integer(1, 100), "Lost workers after which a job is poisoned.", "limits"
-    )
+        "PENSTOCK_MAX_LOST", _LIMITS.max_lost, _integer(1, 100),
+        "Lost workers after which a job is poisoned, if it was alone in its process at the last of them.", "limits",
+    )  # fmt: skip
+    alone_after: int = _setting(
+        "PENSTOCK_ALONE_AFTER", _LIMITS.alone_after, _integer(1, 100),
+        "Lost workers after which a job runs in a process of its own.", "limits",
+    )  # fmt: skip
     unknown_task_ms: int = _setting(
         "PENSTOCK_UNKNOWN_TASK_AFTER", _LIMITS.unknown_task_ms, _duration(1_000, _YEAR_MS),
         "Time after which a job fails that no worker knows the task of.", "limits", shown="24h",

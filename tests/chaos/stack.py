@@ -167,6 +167,7 @@ class Member:
             "CHAOS_WORKER": self.mark,
             "PENSTOCK_REDIS_URL": self.redis_url,
             "PENSTOCK_NAMESPACE": NAMESPACE,
+            "PENSTOCK_ALONE_AFTER": "100",
             "PENSTOCK_MAX_LOST": "100",  # so many losses are meant here; poisoning has tests of its own
             "PENSTOCK_LOG_LEVEL": "warning",
         }

@@ -106,7 +106,7 @@ class Dump:
         problems += self._audit_side_indexes(jobs)
         problems += self._audit_locks(jobs)
         problems += self._audit_totals(jobs)
-        problems += self._audit_wakes(markers=markers)
+        problems += self._audit_wakes(jobs, markers=markers)
         for name in (name for kind in ("input", "result", "log", "stream") for name in self.named(kind)):
             match = _JOB_ID.match(name)
             if match is None or JobId(match[1]) not in jobs:
@@ -207,7 +207,7 @@ class Dump:
                 problems.append(f"counter {field} is not one of ours")
         return problems
 
-    def _audit_wakes(self, *, markers: bool) -> list[str]:
+    def _audit_wakes(self, jobs: dict[JobId, JobRecord], *, markers: bool) -> list[str]:
         problems = [
             f"{name} holds {len(self.keys[name])}"
             for name in (*self.named("marker"), *self.named("due"))
@@ -216,7 +216,9 @@ class Dump:
         marked = {name.removeprefix("marker:") for name in self.named("marker")}
         filled = {member.rpartition(":")[0] for member in self.zset("ready")}
         filled -= {name.decode() for name in self.keys.get("paused", ())}
-        if marked != filled if markers else not marked <= filled:
+        # Jobs that were lost before may have to run alone, and then wake nobody.
+        waking = filled & {job.queue for job in jobs.values() if job.state is State.QUEUED and job.lost == 0}
+        if not (waking if markers else set()) <= marked <= filled:
             problems.append(f"markers of {marked} while {filled} are claimable")
         problems += [f"{name} holds {len(self.keys[name])}" for name in self.named("wake") if len(self.keys[name]) > 16]
         problems += [

@@ -88,6 +88,11 @@ class Subject:
         (job,) = (await self.claim(1, **fields)).jobs
         return job
 
+    async def claim_any(self, **fields: Any) -> ClaimedJob:
+        """Claim exactly one job, alone when it must be."""
+        claimed = await self.claim(1, **fields)
+        return claimed.jobs[0] if claimed.jobs else await self.claim_one(alone=True, **fields)
+
     async def running(self, **fields: Any) -> Token:
         """Submit a job and claim it."""
         job_id = await self.submit(**fields)

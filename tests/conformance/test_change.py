@@ -152,10 +152,12 @@ class TestRedrive:
 
     async def test_lost_starts_again(self, make_subject: MakeSubject) -> None:
         subject = await make_subject(1, Limits(max_lost=1))
+        await subject.steady_reaps(1_000)
         token = await subject.running()
         await subject.steady_reaps(14_000)
         await subject.advance(1_000)
-        await subject.store.reap(0)
+        assert (await subject.store.reap(0)).requeued == (token.job_id,)
+        await subject.claim_one(alone=True, lease_ms=1_000)
         await subject.advance(1_000)
         assert (await subject.store.reap(0)).poisoned == (token.job_id,)
         await subject.store.redrive([token.job_id])

@@ -218,7 +218,7 @@ class TestLostWorker:
     async def test_the_third_death_poisons(self, subject: Subject) -> None:
         job_id = await subject.submit()
         for _ in range(3):
-            assert (await subject.claim_one()).token.job_id == job_id
+            assert (await subject.claim_any()).token.job_id == job_id
             assert await subject.store.release_worker(WORKER, lost=True) == 1
         record = await subject.get(job_id)
         assert (record.state, record.reason, record.counted, record.lost) == (State.FAILED, Reason.POISONED, 0, 3)
@@ -232,7 +232,7 @@ class TestLostWorker:
             await subject.advance(1_000)
             await subject.store.reap(0)
         for lost in (True, False, False, True):
-            assert (await subject.claim_one()).token.job_id == job_id
+            assert (await subject.claim_any()).token.job_id == job_id
             await subject.store.release_worker(WORKER, lost=lost)
         record = await subject.get(job_id)
         assert (record.state, record.reason, record.lost) == (State.FAILED, Reason.POISONED, 3)

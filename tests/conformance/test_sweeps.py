@@ -229,7 +229,7 @@ class TestReap:
         job_id = await subject.submit()
         await subject.steady_reaps(20_000)
         for number in (1, 2, 3):
-            await subject.claim_one(lease_ms=1_000)
+            await subject.claim_any(lease_ms=1_000)
             await subject.advance(1_000)
             reaped = await subject.store.reap(0)
             assert reaped == (Reaped(requeued=(job_id,)) if number < 3 else Reaped(poisoned=(job_id,)))

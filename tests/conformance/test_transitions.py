@@ -14,7 +14,7 @@ from penstock.core.transitions import RESERVED, TRANSITIONS, Event, next_state
 from penstock.store.memory import MemoryStore
 from penstock.store.redis.scripts import load_scripts
 from tests.conformance.conftest import MakeSubject
-from tests.conformance.subject import Subject
+from tests.conformance.subject import WORKER, Subject
 from tests.conformance.test_change import job_in
 
 PERFORMED = {key: state for key, state in TRANSITIONS.items() if key not in RESERVED}
@@ -45,6 +45,13 @@ async def _lapse(subject: Subject, job_id: JobId) -> None:
         await subject.store.reap(0)
 
 
+async def _poison(subject: Subject, job_id: JobId) -> None:
+    # The first death was not alone, so that it shows nothing about the job.
+    await _lapse(subject, job_id)
+    await subject.claim_one(alone=True)
+    await subject.store.release_worker(WORKER, lost=True)
+
+
 async def _cancel(subject: Subject, job_id: JobId) -> None:
     await subject.store.cancel([job_id])
     await subject.store.release_worker((await subject.get(job_id)).worker or "")  # type: ignore[arg-type]
@@ -72,7 +79,7 @@ STEPS: dict[Event, Step] = {
     Event.SNOOZE: _settle(Verb.SNOOZE),
     Event.DEFER: _claim_nothing_known,
     Event.LAPSE: _lapse,
-    Event.POISON: _lapse,
+    Event.POISON: _poison,
     Event.CANCEL: _cancel,
     Event.EXPIRE: _expire,
     Event.REDRIVE: _redrive,

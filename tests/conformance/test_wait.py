@@ -232,6 +232,8 @@ class TestFinal:
     async def test_a_poisoned_job_wakes(self, make_subject: MakeSubject) -> None:
         subject = await make_subject(1, Limits(max_lost=1))
         token = await subject.running()
+        await subject.store.release_worker(WORKER, lost=True)
+        await subject.claim_one(alone=True)
         task = await self.waiting(subject, token)
         for _ in range(18):
             await subject.advance(1_000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -67,5 +68,62 @@ async def segfault(path: str) -> None:
 
 
 @task
+async def innocent(path: str, ctx: Context) -> dict[str, object]:
+    """Wait beside a crasher until it has died twice, then run on alone."""
+    tell(path)
+    if ctx.previous_outcome is None or ctx.attempt < 3:
+        await asyncio.Event().wait()
+    return {"attempt": ctx.attempt, "previous": ctx.previous_outcome, "pid": os.getpid()}
+
+
+@task
+def crash_on_thread(path: str) -> None:
+    tell(path)
+    ctypes.string_at(0)
+
+
+@task
+def innocent_on_thread(path: str, ctx: Context) -> dict[str, object]:
+    tell(path)
+    if ctx.attempt < 3:
+        threading.Event().wait()
+    return {"attempt": ctx.attempt, "previous": ctx.previous_outcome, "pid": os.getpid()}
+
+
+@task(executor="process")
+def innocent_in_pool(path: str, ctx: Context) -> dict[str, object]:
+    tell(path)
+    if ctx.attempt < 3:
+        threading.Event().wait()
+    return {"attempt": ctx.attempt, "previous": ctx.previous_outcome, "pid": os.getpid()}
+
+
+@task
+async def crash_when_all_run(path: str, runs: str, count: int, ctx: Context) -> None:
+    """Die once all neighbours have started, so that all of them are lost with this one."""
+    tell(path)
+    while ctx.attempt < 3 and len(await asyncio.to_thread(_lines, runs)) < count * ctx.attempt:  # noqa: ASYNC110 - a file
+        await asyncio.sleep(0.01)
+    ctypes.string_at(0)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+@task
 async def nothing() -> None:
     return None
+
+
+@task
+async def hang_alone(path: str, ctx: Context) -> None:
+    """Take two processes along, then stay in the third."""
+    tell(path)
+    if ctx.attempt < 3:
+        ctypes.string_at(0)
+    ctx.log.info("test.alone")
+    await asyncio.Event().wait()

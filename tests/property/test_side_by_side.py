@@ -119,6 +119,7 @@ _ARGUMENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "priority_weights": st.sampled_from([None, (16, 4, 1), (1, 1, 1)]),
         "weighted_queues": st.booleans(),
         "draw": st.sampled_from([0.0, 0.37, 0.81, 0.999]),
+        "alone": st.sampled_from([False, False, True]),
     },
     "extend": {
         "chosen": st.lists(CHOICE, max_size=3),
@@ -170,7 +171,11 @@ _ARGUMENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "ms": st.sampled_from([4_000, 5_000, 5_001]),
         "limit": LIMIT,
     },
-    "release_worker": {"worker": st.sampled_from(WORKERS), "lost": st.booleans()},
+    "release_worker": {
+        "worker": st.sampled_from(WORKERS),
+        "lost": st.sampled_from([True, True, False]),
+        "all_started": st.sampled_from([True, True, False]),
+    },
     "prune": {"choice": CHOICE, "ms": st.sampled_from([0, 0, 5_000, 30_000])},
     "announce": {
         "worker": st.sampled_from(WORKERS),
@@ -425,8 +430,9 @@ class SideBySide(RuleBasedStateMachine):
         self.advance(ms)
         self.both("reap", lambda store: store.reap(partition, limit=limit))
 
-    def step_release_worker(self, worker: WorkerName, lost: bool) -> None:
-        self.both("release_worker", lambda store: store.release_worker(worker, lost=lost))
+    def step_release_worker(self, worker: WorkerName, lost: bool, all_started: bool) -> None:
+        started = None if all_started else [job.id for job in self.running() if job.attempt % 2]
+        self.both("release_worker", lambda store: store.release_worker(worker, lost=lost, started=started))
 
     def step_pause(self, queue: str, resume: bool) -> None:
         self.both("pause", lambda store: store.resume(queue) if resume else store.pause(queue))

@@ -115,7 +115,9 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     ``priority_weights`` (of high, normal and low; critical still goes first) the slots are split over all queues and
     these priorities by the product of the two weights; ``queue_weights`` alone splits within each priority, and where
     they are missing they are 1. ``draw`` in [0, 1) settles the fractions. ``tasks`` None means any task.
-    ``nonce`` is the claimer's secret. ``window_start`` in [0, 1) places the second look into a queue whose
+    ``nonce`` is the claimer's secret. ``alone`` asks for one job whose worker was lost so often that it must run alone
+    (``Limits.alone_from``); other claims leave such jobs where they are. ``window_start`` in [0, 1)
+    places the second look into a queue whose
     first jobs are
     all for other workers.
     """
@@ -130,10 +132,14 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority_weights: tuple[int, int, int] | None = None
     queue_weights: tuple[int, ...] | None = None
     draw: float = 0.0
+    alone: bool = False
 
 
 class ClaimedJob(msgspec.Struct, frozen=True, kw_only=True):
-    """Hand one job to a worker. ``input`` None means: too large for the call, fetch it with ``Store.input``."""
+    """Hand one job to a worker. ``input`` None means: too large for the call, fetch it with ``Store.input``.
+
+    ``previous`` says how the attempt before this one ended, None at the first.
+    """
 
     token: Token
     task: str
@@ -146,6 +152,7 @@ class ClaimedJob(msgspec.Struct, frozen=True, kw_only=True):
     deadline_ms: int
     options: JobOptions
     input: bytes | None
+    previous: AttemptOutcome | None = None
 
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,7 +160,8 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
 
     ``skipped`` counts jobs left in place because only other workers know their task; ``remaining`` says whether
     any of the
-    served queues still holds a job; ``next_due_ms`` is the earliest due time of the partition's delayed jobs;
+    served queues still holds a job; ``apart`` counts jobs left for a claim that takes them ``alone``, which are neither
+    skipped nor remaining; ``next_due_ms`` is the earliest due time of the partition's delayed jobs;
     ``now_ms`` is the store's clock.
     """
 
@@ -163,6 +171,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
     remaining: bool
     next_due_ms: int | None
     now_ms: int
+    apart: int = 0
 
 
 class Extension(msgspec.Struct, frozen=True, kw_only=True):

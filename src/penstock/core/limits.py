@@ -42,8 +42,10 @@ class Limits:
     """Bound what users may send and what is kept. Sizes in bytes, times in ms.
 
     ``max_depth`` bounds the jobs that wait in a queue, queued and delayed ones; 0 is no bound. ``queue_max_depth`` says
-    it for single queues. Above ``memory_percent`` of the server's memory limit the API takes no submits; 100 leaves it
-    to the server. ``log_…`` and ``stream_…`` bound what is kept of the output of each job; the oldest goes.
+    it for single queues. A job whose worker was lost ``alone_after`` times runs in a process of its own, and one that
+    was lost ``max_lost`` times, the last time alone, is poisoned. Above ``memory_percent`` of the server's memory
+    limit the API takes no submits; 100 leaves it to the server. ``log_…`` and ``stream_…`` bound what is kept of the
+    output of each job; the oldest goes.
     """
 
     payload_bytes: int = MIB
@@ -61,11 +63,17 @@ class Limits:
     finished_jobs: int = 1_000_000
     dead_letters: int = 100_000
     max_lost: int = 3
+    alone_after: int = 2
     unknown_task_ms: int = DAY_MS
     idempotency_ms: int = DAY_MS
     max_depth: int = 0
     queue_max_depth: tuple[tuple[str, int], ...] = ()
     memory_percent: int = 90
+
+    @property
+    def alone_from(self) -> int:
+        """Return from how many losses on a job runs alone: at the last one before it can be poisoned at the latest."""
+        return max(1, min(self.alone_after, self.max_lost - 1))
 
     def depth_bound(self, queue: str, partitions: int) -> int | None:
         """Return how many jobs may wait in each partition of a queue; None without a bound."""

@@ -30,6 +30,7 @@ class Context:
     """Describe the running attempt and take its progress, log and stream; injected as ``ctx``.
 
     ``attempt`` rises with each claim, ``counted`` says how many earlier attempts count against ``max_attempts``.
+    ``previous_outcome`` says how the attempt before this one ended, such as ``worker_lost``; None at the first one.
     ``deadline`` is when the timeout ends the attempt, None without one. ``resources`` is what the module's
     ``lifespan()`` yielded; None in the process executor, whose children do not enter it.
     """
@@ -43,6 +44,7 @@ class Context:
         "counted",
         "deadline",
         "id",
+        "previous_outcome",
         "queue",
         "resources",
         "task",
@@ -56,6 +58,7 @@ class Context:
         queue: str,
         attempt: int,
         counted: int,
+        previous_outcome: str | None = None,
         deadline: dt.datetime | None = None,
         resources: Any = None,
         flag: CancelFlag | None = None,
@@ -67,6 +70,7 @@ class Context:
         self.queue = queue
         self.attempt = attempt
         self.counted = counted
+        self.previous_outcome = previous_outcome
         self.deadline = deadline
         self.resources = resources
         self._flag = flag or CancelFlag()

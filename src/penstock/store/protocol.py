@@ -79,6 +79,8 @@ class JobStore(Protocol):
         in the first 200, one more window of 200 at ``window_start`` of the queue is looked at; when none knows it, it
         is deferred: ``retrying``, uncounted, ``no_handler`` + 1, due after 1 s doubling to 30 s, and fails with reason
         ``unknown_task`` once 24 h have passed since it was created (or last redriven).
+        A job that was lost ``Limits.alone_from`` times goes only to a claim ``alone``, which takes one such job and no
+        other; whatever is left but these wakes the next worker.
         Each claim raises ``attempt`` by one. Large inputs (over 16 KiB, or beyond 1 MiB a call) come as None.
         """
 
@@ -158,18 +160,22 @@ class JobStore(Protocol):
     async def reap(self, partition: int, *, limit: int = 200) -> Reaped:
         """Give back jobs whose lease lapsed, and set wake-ups again where work waits.
 
-        lost + 1 each; requeued at its own place, or failed as ``poisoned`` at ``max_lost``, or cancelled
+        lost + 1 each; requeued at its own place, or failed as ``poisoned`` at ``max_lost`` if it ran alone, or
+        cancelled
         when a cancel was
         requested. After a gap of over 5 s between reaps of the partition, or a clock that went back,
         nothing is reaped for the longest lease in use (the
         store was away, or its clock stepped: workers get time to renew); at once where nothing runs.
         """
 
-    async def release_worker(self, worker: WorkerName, *, lost: bool = False) -> int:
+    async def release_worker(
+        self, worker: WorkerName, *, lost: bool = False, started: Sequence[JobId] | None = None
+    ) -> int:
         """Give back all that a worker holds that has ended; return how many.
 
         Uncounted as ``released``, or with ``lost`` as ``reap`` does: ``worker_lost``, lost + 1, poisoned at
-        ``max_lost``.
+        ``max_lost`` if it ran alone; ``started`` names the jobs that it had started (None: all), and only these are
+        lost.
         """
 
     async def prune(self, partition: int, *, limit: int = 200) -> Pruned:

@@ -31,6 +31,7 @@ class ChildJob(msgspec.Struct, frozen=True, kw_only=True):
     queue: str
     attempt: int
     counted: int
+    previous_outcome: str | None
     result_bytes: int
     error_bytes: int
 
@@ -73,6 +74,7 @@ def _call(task: Task[..., Any], job: ChildJob) -> Any:
             queue=job.queue,
             attempt=job.attempt,
             counted=job.counted,
+            previous_outcome=job.previous_outcome,
             report=lambda value: tell(PROGRESS, value),
             write=lambda kind, value: tell(kind.value, value),
         )

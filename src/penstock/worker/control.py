@@ -32,6 +32,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
 
     options: WorkerOptions
     store_options: StoreOptions
+    alone: bool = False
 
 
 def encode_orders(orders: Orders) -> bytes:

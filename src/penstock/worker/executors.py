@@ -80,6 +80,7 @@ class Handlers:
             queue=claimed.queue,
             attempt=claimed.token.attempt,
             counted=claimed.counted,
+            previous_outcome=claimed.previous.value if claimed.previous else None,
             deadline=deadline,
             resources=self._resources.get(self.registry.module_of(job.task.name)),
             flag=job.flag,
@@ -229,6 +230,7 @@ class ProcessExecutor:
             queue=claimed.queue,
             attempt=claimed.token.attempt,
             counted=claimed.counted,
+            previous_outcome=claimed.previous.value if claimed.previous else None,
             result_bytes=limits.result_bytes,
             error_bytes=limits.error_bytes,
         )

@@ -25,6 +25,9 @@ WAIT_S = 5.0
 FULL_PATIENCE_S = 0.02
 FIRST_IGNORE_S = 0.05
 LAST_IGNORE_S = 1.0
+#: How long a worker for jobs that run alone stays after the last of them, and how often it looks meanwhile.
+LINGER_S = 5.0
+LINGER_LOOK_S = 0.5
 
 
 class Ignored:
@@ -96,7 +99,8 @@ class Fetcher:
     """Run the claim loop: announce, promote what is due, claim for free slots, wait.
 
     ``start`` gets each claimed job with its executor, ``refuse`` those that came while stopping. ``on_wake`` is called
-    when a cancel was requested, ``announce`` each pass (it decides itself whether it is time).
+    when a cancel was requested, ``announce`` each pass (it decides itself whether it is time), ``on_apart`` when jobs
+    wait that must run alone. With ``alone`` it claims these and no others, one at a time, and ends soon after the last.
     """
 
     def __init__(
@@ -115,7 +119,11 @@ class Fetcher:
         announce: Callable[[], Awaitable[None]],
         priority_weights: tuple[int, int, int] | None = None,
         queue_weights: Mapping[str, int] | None = None,
+        alone: bool = False,
+        on_apart: Callable[[], None] = lambda: None,
     ) -> None:
+        self._alone = alone
+        self._on_apart = on_apart
         self._store = store
         self._slots = slots
         self._worker = worker
@@ -130,6 +138,7 @@ class Fetcher:
         self._on_wake = on_wake
         self._announce = announce
         self._stopping = False
+        self._dry_since: float | None = None
         self._turn = 0
         self._ignored = Ignored()
         self._due: dict[int, float] = {}
@@ -183,7 +192,9 @@ class Fetcher:
         await self._promote_due()
         more = await self._claim_all()
         await self._announce()
-        if not more and not self._stopping:
+        if self._alone and not self._stopping:
+            await self._linger()
+        elif not more and not self._stopping:
             await self._wait()
 
     async def _claim_all(self) -> bool:
@@ -195,6 +206,11 @@ class Fetcher:
             if not tasks or not queues or self._stopping or self._slots.free(executor) <= 0:
                 continue
             jobs, waiting = await self._claim_for(executor, tasks, queues)
+            if self._alone:
+                # One job at a time, whatever runs it.
+                if jobs:
+                    break
+                continue
             room = self._slots.free(executor) > 0
             if jobs == 0 and waiting and room:
                 await self._ignore(executor, tasks, queues)
@@ -261,12 +277,15 @@ class Fetcher:
                 priority_weights=self._priority_weights,
                 queue_weights=tuple(self._queue_weights[queue] for queue in queues) if self._queue_weights else None,
                 draw=random.random(),
+                alone=self._alone,
             ),
         )
         loop_time = asyncio.get_running_loop().time()
         self._outage.over()
         self.last_claim_at_ms, self.last_claim_s = claimed.now_ms, loop_time
         self._note_due(partition, claimed.next_due_ms, claimed.now_ms)
+        if claimed.apart:
+            self._on_apart()
         for job in claimed.jobs:
             if self._stopping:
                 await self._refuse(job)
@@ -309,6 +328,32 @@ class Fetcher:
             self._away.failed(partition, error)
             return
         self._note_due(partition, promoted.next_due_ms, promoted.now_ms)
+
+    async def _linger(self) -> None:
+        """Wait until the job that runs alone has ended, then look for another one, and end when there is none."""
+        assert self._local is not None
+        loop = asyncio.get_running_loop()
+        if self._slots.taken:
+            self._dry_since = None
+            await self._until_wake()
+            return
+        self._dry_since = self._dry_since or loop.time()
+        if loop.time() - self._dry_since >= LINGER_S:
+            self._stopping = True
+            return
+        await asyncio.wait({self._local}, timeout=LINGER_LOOK_S)
+
+    async def _until_wake(self) -> None:
+        """Wait for a free slot or a wake-up, of which the first one may tell of a cancel."""
+        assert self._local is not None
+        if self._waiting is None:
+            self._waiting = asyncio.get_running_loop().create_task(
+                self._store.wait_work(self._worker, (), timeout_ms=int(WAIT_S * 1000)), name="penstock-wait"
+            )
+        either: set[asyncio.Future[Any]] = {self._waiting, self._local}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if self._waiting.done():
+            await self._take_wait()
 
     async def _wait(self) -> None:
         """Wait for a wake-up, a free slot, a due time or the end of an ignored queue's rest."""

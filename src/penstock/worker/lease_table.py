@@ -15,12 +15,14 @@ import time
 
 from penstock.core.ids import JobId, Token
 
-#: Last answered round of renewals, last sign of life (both ``time.monotonic``, 0 before the first), the tokens' nonce.
-_HEADER = struct.Struct("<dd16s8x")
+#: Last answered round of renewals, last sign of life, last sight of jobs that must run alone (all ``time.monotonic``, 0
+#: before the first), the tokens' nonce.
+_HEADER = struct.Struct("<dd16sd")
 _TIME = struct.Struct("<d")
-#: Time of the claim, attempt, job id; the time is 0 where an entry is free.
-_ENTRY = struct.Struct("<dI36s")
-_ROUND_AT, _BEAT_AT, _NONCE_AT = 0, 8, 16
+#: Time of the claim, attempt, job id, whether the handler has started; the time is 0 where an entry is free.
+_ENTRY = struct.Struct("<dI36s?3x")
+_STARTED_AT = struct.calcsize("<dI36s")
+_ROUND_AT, _BEAT_AT, _NONCE_AT, _APART_AT = 0, 8, 16, 32
 
 
 def create(entries: int) -> int:
@@ -50,8 +52,12 @@ class LeaseWriter:
         if not self._free:
             return 0
         entry = self._free.pop()
-        _ENTRY.pack_into(self._map, entry, started_s, token.attempt, token.job_id.encode())
+        _ENTRY.pack_into(self._map, entry, started_s, token.attempt, token.job_id.encode(), False)
         return entry
+
+    def start(self, entry: int) -> None:
+        """Note that the handler starts."""
+        self._map[entry + _STARTED_AT] = 1
 
     def drop(self, entry: int) -> None:
         """Strike out a lease."""
@@ -61,6 +67,10 @@ class LeaseWriter:
     def mark_round(self) -> None:
         """Note that the store has answered a round of renewals."""
         _TIME.pack_into(self._map, _ROUND_AT, time.monotonic())
+
+    def mark_apart(self) -> None:
+        """Note that jobs wait which must run alone."""
+        _TIME.pack_into(self._map, _APART_AT, time.monotonic())
 
     def beat(self) -> None:
         """Give a sign of life."""
@@ -81,15 +91,29 @@ class LeaseReader:
 
     def unrenewed(self, since_s: float) -> list[Token]:
         """Return the leases that were neither taken nor renewed since a time."""
-        round_s, _beat, nonce_bytes = _HEADER.unpack_from(self._map)
+        round_s, _beat, nonce_bytes, _apart = _HEADER.unpack_from(self._map)
         if round_s >= since_s:
             return []
         nonce = nonce_bytes.rstrip(b"\0").decode(errors="replace")
         found = []
-        for started_s, attempt, job_id in _ENTRY.iter_unpack(self._map[_HEADER.size :]):
-            if 0 < started_s < since_s:
+        for claimed_s, attempt, job_id, _started in _ENTRY.iter_unpack(self._map[_HEADER.size :]):
+            if 0 < claimed_s < since_s:
                 found.append(Token(JobId(job_id.decode("ascii", errors="replace")), attempt, nonce))
         return found
+
+    def started(self) -> list[JobId]:
+        """Return the jobs whose handlers have started."""
+        return [
+            JobId(job_id.decode("ascii", errors="replace"))
+            for claimed_s, _attempt, job_id, started in _ENTRY.iter_unpack(self._map[_HEADER.size :])
+            if claimed_s > 0 and started
+        ]
+
+    @property
+    def apart_s(self) -> float:
+        """Return when the process last saw jobs that must run alone, 0 for never."""
+        apart: float = _TIME.unpack_from(self._map, _APART_AT)[0]
+        return apart
 
     def close(self) -> None:
         """Let go of the memory."""

@@ -44,6 +44,11 @@ class Held:
         if self._writer is not None:
             job.lease_entry = self._writer.put(job.claimed.token, job.started_s)
 
+    def mark_started(self, job: ActiveJob) -> None:
+        """Show that a job's handler starts now: should the process die, it counts as lost."""
+        if self._writer is not None and job.lease_entry:
+            self._writer.start(job.lease_entry)
+
     def drop(self, job: ActiveJob) -> None:
         """Let a job go; twice is fine."""
         self._jobs.pop(job.claimed.token, None)

@@ -43,7 +43,7 @@ async def _run(orders: Orders, control: int, writer: LeaseWriter) -> None:
     async def make_store() -> Store:
         return await connect(orders.store_options)
 
-    worker = Worker(orders.options, make_store, writer=writer)
+    worker = Worker(orders.options, make_store, writer=writer, alone=orders.alone)
     loop = asyncio.get_running_loop()
 
     def drain() -> None:

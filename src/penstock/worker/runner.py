@@ -105,6 +105,7 @@ class Runner:
         if text is None:
             # Deleted between the claim and now; there is nothing to settle.
             return None
+        self._held.mark_started(job)
         return _after_cancel(job, await self._executors[job.task.executor].run(job, text))
 
     async def _fetch_input(self, job: ActiveJob) -> bytes | None:

@@ -49,7 +49,9 @@ class Worker:
     """Run one worker on the current loop.
 
     ``connect`` makes the worker's store, and a second one for the thread that renews leases, unless ``lease_thread`` is
-    false, which is for stores that live in one loop. ``writer`` shows a supervisor what is held.
+    false, which is for stores that live in one loop. ``writer`` shows a supervisor what is held. ``alone`` runs only
+    jobs that must run alone, one after the other, and ends when there are none; a worker without a supervisor runs none
+    of them.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class Worker:
         *,
         lease_thread: bool = True,
         writer: LeaseWriter | None = None,
+        alone: bool = False,
     ) -> None:
+        self._alone = alone
         self.options = options
         self.name = WorkerName(options.name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}")
         #: Set once the worker has announced itself and claims.
@@ -163,8 +167,9 @@ class Worker:
         await asyncio.wait({stop_task, fetch_task}, return_when=asyncio.FIRST_COMPLETED)
         stop_task.cancel()
         if fetch_task.done():
-            # It ends by itself only with an error that no waiting cures.
+            # It ends by itself with an error that no waiting cures, or when no job is left that runs alone.
             fetch_task.result()
+            self._stop.set()
 
     async def _enter_lifespans(self, stack: contextlib.AsyncExitStack) -> dict[str, Any]:
         resources: dict[str, Any] = {}
@@ -189,7 +194,8 @@ class Worker:
         }
         tasks: dict[Executor, tuple[str, ...]] = {kind: self._registry.names([kind]) for kind in EXECUTORS}
         # An executor without tasks has no slots, else a full worker would never look full.
-        self._slots = Slots({kind: sizes[kind] if tasks[kind] else 0 for kind in EXECUTORS})
+        one = 1 if self._alone else None
+        self._slots = Slots({kind: one or sizes[kind] if tasks[kind] else 0 for kind in EXECUTORS}, most=one)
         self._settler = Settler(self._store)
         nonce = secrets.token_hex(8)
         if self._writer is not None:
@@ -197,7 +203,11 @@ class Worker:
         handlers = Handlers(self._registry, resources, options.limits, OutputWriter(self._store))
         executors = make_executors(handlers, self._threads, self._pool)
         self._runner = Runner(
-            self._store, self._held, self._settler, executors, ahead=min(SCRIPT_ITEMS, self._slots.size)
+            self._store,
+            self._held,
+            self._settler,
+            executors,
+            ahead=0 if self._alone else min(SCRIPT_ITEMS, self._slots.size),
         )
         self._fetcher = Fetcher(
             self._store,
@@ -212,6 +222,8 @@ class Worker:
             on_wake=lambda: self._leases.poke(),  # noqa: PLW0108 - made further down
             announce=self._announce,
             priority_weights=PRIORITY_WEIGHTS if options.priorities == "weighted" else None,
+            alone=self._alone,
+            on_apart=self._writer.mark_apart if self._writer is not None else lambda: None,
             queue_weights=(
                 dict(zip(self._queues(), options.queue_weights, strict=True)) if options.queue_weights else None
             ),

@@ -8,35 +8,39 @@ from penstock.handlers.registry import Executor
 
 
 class Slots:
-    """Hold how many jobs may yet start on each executor; ``on_freed`` is called when a full one has room again."""
+    """Hold how many jobs may yet start on each executor, and at ``most`` on all together.
 
-    def __init__(self, sizes: Mapping[Executor, int]) -> None:
+    ``on_freed`` is called when a full one has room again.
+    """
+
+    def __init__(self, sizes: Mapping[Executor, int], *, most: int | None = None) -> None:
+        self._most = most
         self._sizes = dict(sizes)
         self._free = dict(sizes)
         self.on_freed: Callable[[], None] = lambda: None
 
     def free(self, executor: Executor) -> int:
         """Return how many jobs may start on an executor."""
-        return self._free[executor]
+        return 0 if self.full else self._free[executor]
 
     @property
     def size(self) -> int:
         """Return how many jobs may run at once in all."""
-        return sum(self._sizes.values())
+        return self._most or sum(self._sizes.values())
 
     @property
     def taken(self) -> int:
         """Return how many slots are taken, stuck threads among them."""
-        return self.size - sum(self._free.values())
+        return sum(self._sizes.values()) - sum(self._free.values())
 
     @property
     def full(self) -> bool:
         """Tell whether no executor has room."""
-        return not any(self._free.values())
+        return not any(self._free.values()) or (self._most is not None and self.taken >= self._most)
 
     def take(self, executor: Executor) -> Callable[[], None]:
         """Take a slot and return the function that gives it back once, however often it is called."""
-        if self._free[executor] <= 0:
+        if self.free(executor) <= 0:
             raise RuntimeError(f"no free slot for the executor {executor!r}")
         self._free[executor] -= 1
         given_back = False

@@ -22,7 +22,7 @@ import structlog
 
 from penstock.core import events
 from penstock.core.errors import PenstockError
-from penstock.core.ids import WorkerName
+from penstock.core.ids import JobId, WorkerName
 from penstock.core.job import Extension
 from penstock.core.limits import SCRIPT_ITEMS
 from penstock.store import Store, StoreOptions, connect
@@ -31,8 +31,11 @@ from penstock.worker.backoff import Outage
 from penstock.worker.control import BOOT, DRAIN, EXIT_CONFIG, EXIT_OK, HASTEN, Orders, encode_orders
 from penstock.worker.options import WorkerOptions
 
-_RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0)
-_STABLE_S = 60.0
+#: The first five come at once: a few deaths cost nothing. A process that cannot live at all must not take the machine.
+_RESTART_DELAYS_S = (0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0)
+_STABLE_S = 30.0
+#: The number of the process for jobs that run alone.
+_ALONE = -1
 #: How long a process may take to end after its drain; the stack's supervisor kills all of us 5 s after the drain.
 _END_S = 3.5
 #: A claim that was on its way when its process died is in the store by then.
@@ -53,6 +56,7 @@ class _Process:
     handed_back: bool = False
     beat_s: float = 0.0
     silent_s: float = 0.0
+    apart_s: float = 0.0
     renewed_s: float | None = None
 
     def tell(self, command: bytes) -> None:
@@ -74,6 +78,8 @@ class Supervisor:
         self._processes: dict[int, _Process] = {}
         self._stop = asyncio.Event()
         self._hasten = asyncio.Event()
+        #: Jobs wait that must run alone.
+        self._apart = asyncio.Event()
         self._exit_code = EXIT_OK
         self._giving_back: set[asyncio.Task[None]] = set()
         self._outage = Outage("supervisor")
@@ -90,7 +96,7 @@ class Supervisor:
         watching = asyncio.create_task(self._watch(), name="penstock-watch")
         keeping = [
             asyncio.create_task(self._keep(number), name=f"penstock-keep-{number}")
-            for number in range(self._options.processes)
+            for number in (*range(self._options.processes), _ALONE)
         ]
         try:
             for kept in asyncio.as_completed(keeping):
@@ -120,9 +126,12 @@ class Supervisor:
     async def _keep(self, number: int) -> None:
         """Start a process again whenever it ends: at once, then ever slower while it keeps failing."""
         failures = 0
+        alone = number == _ALONE
         while not self._stop.is_set():
+            if alone and (not await _first(self._apart, self._stop) or self._stop.is_set()):
+                return
             try:
-                child = self._start()
+                child = self._start(alone=alone)
             except OSError as error:
                 self._log.error(events.PROCESS_ENDED, message=f"A process could not be started: {error}")
                 await _first(self._stop, timeout_s=_RESTART_DELAYS_S[-1])
@@ -131,16 +140,22 @@ class Supervisor:
             await self._until_ended(child)
             del self._processes[number]
             os.close(child.control)
-            child.leases.close()
             code = child.process.returncode
-            self._give_back(child, lost=code not in (EXIT_OK, EXIT_CONFIG) and not child.handed_back)
+            lost = code not in (EXIT_OK, EXIT_CONFIG) and not child.handed_back
+            started = child.leases.started()
+            child.leases.close()
+            self._give_back(child, started=started if lost else None)
             if code == EXIT_CONFIG:
                 # It has said why, and starting it again changes nothing.
                 self._exit_code = EXIT_CONFIG
                 self._stop.set()
             if self._stop.is_set():
                 return
-            if time.monotonic() - child.started_s >= _STABLE_S:
+            if alone and code == EXIT_OK:
+                # There are none left; the others tell when they see some again.
+                self._apart.clear()
+                continue
+            if time.monotonic() - child.started_s >= _STABLE_S or (alone and started):
                 failures = 0
             delay_s = _RESTART_DELAYS_S[min(failures, len(_RESTART_DELAYS_S) - 1)]
             failures += 1
@@ -153,7 +168,7 @@ class Supervisor:
             )
             await _first(self._stop, timeout_s=delay_s)
 
-    def _start(self) -> _Process:
+    def _start(self, *, alone: bool) -> _Process:
         options = self._options
         pool = options.pool_processes or os.cpu_count() or 1
         # Ended jobs whose end is not written yet have given their slots back, so there are more leases than slots.
@@ -177,7 +192,9 @@ class Supervisor:
             os.close(table)
         child = _Process(name=name, process=process, control=ours, leases=leases, started_s=time.monotonic())
         child.tell(
-            encode_orders(Orders(options=dataclasses.replace(options, name=name), store_options=self._store_options))
+            encode_orders(
+                Orders(options=dataclasses.replace(options, name=name), store_options=self._store_options, alone=alone)
+            )
         )
         return child
 
@@ -198,13 +215,15 @@ class Supervisor:
         self._log.error(events.PROCESS_KILLED, message=message, worker=child.name, pid=child.process.pid)
         child.process.kill()
 
-    def _give_back(self, child: _Process, *, lost: bool) -> None:
-        task = asyncio.create_task(self._give_back_all(child.name, lost=lost), name="penstock-give-back")
+    def _give_back(self, child: _Process, *, started: list[JobId] | None) -> None:
+        task = asyncio.create_task(self._give_back_all(child.name, started), name="penstock-give-back")
         self._giving_back.add(task)
         task.add_done_callback(self._giving_back.discard)
 
-    async def _give_back_all(self, name: WorkerName, *, lost: bool) -> None:
-        given_back = await self._insist(name, lost=lost)
+    async def _give_back_all(self, name: WorkerName, started: list[JobId] | None) -> None:
+        """Give back what a process held; with ``started`` it died, and the jobs that had started are lost."""
+        lost = started is not None
+        given_back = await self._insist(name, started)
         if given_back:
             self._log.warning(
                 events.JOB_LOST if lost else events.JOB_RELEASED,
@@ -215,13 +234,13 @@ class Supervisor:
         if lost and not self._stop.is_set():
             await asyncio.sleep(_LATE_S)
             # What a claim took that was under way never started.
-            await self._insist(name, lost=False)
+            await self._insist(name, None)
 
-    async def _insist(self, name: WorkerName, *, lost: bool) -> int:
+    async def _insist(self, name: WorkerName, started: list[JobId] | None) -> int:
         outage = Outage("release")
         while True:
             try:
-                given_back = await self._store.release_worker(name, lost=lost)
+                given_back = await self._store.release_worker(name, lost=started is not None, started=started)
                 await self._store.forget_worker(name)
             except PenstockError as error:
                 await asyncio.sleep(outage.failed(error))
@@ -239,7 +258,14 @@ class Supervisor:
             children = list(self._processes.values())
             for child in children:
                 self._look_for_life(child, tick_s)
+                self._look_for_apart(child)
             await asyncio.gather(*(self._renew(child, lease_s) for child in children))
+
+    def _look_for_apart(self, child: _Process) -> None:
+        apart_s = child.leases.apart_s
+        if apart_s != child.apart_s:
+            child.apart_s = apart_s
+            self._apart.set()
 
     def _look_for_life(self, child: _Process, tick_s: float) -> None:
         # Counted in our own steps, so that a pause of the whole machine, or of all of us, is nobody's silence.

@@ -31,6 +31,17 @@ end
 compare('gauges running', sums.running, size(K.running))
 compare('gauges delayed', sums.delayed, size(K.delayed))
 
+-- Jobs that were lost before may wait for a process of their own, and then wake nobody.
+local function is_for_any(queue_key)
+  for _, id in ipairs(list(redis.pcall('ZRANGE', queue_key, 0, 99))) do
+    local lost = redis.pcall('HGET', K.job(id), 'lost')
+    if not lost or lost == '0' then
+      return true
+    end
+  end
+  return false
+end
+
 local finished, listed = 0, {}
 for _, queue in ipairs(list(redis.pcall('SMEMBERS', K.queues))) do
   for _, status in ipairs({'completed', 'cancelled', 'expired'}) do
@@ -41,7 +52,7 @@ for _, queue in ipairs(list(redis.pcall('SMEMBERS', K.queues))) do
     listed[queue .. ':' .. priority] = true
     local depth = size(K.queue(queue, priority))
     compare('ready ' .. queue .. ':' .. priority, tonumber(score(K.ready, queue .. ':' .. priority) or 0), depth)
-    holds_work = holds_work or depth > 0
+    holds_work = holds_work or (depth > 0 and is_for_any(K.queue(queue, priority)))
   end
   local paused = redis.pcall('SISMEMBER', K.paused, queue) == 1
   if holds_work and not paused and redis.call('EXISTS', K.marker(queue)) == 0 then

@@ -1,14 +1,18 @@
 -- claim: hand out queued jobs to one worker: critical ones first, the rest strictly or by weights, then by arrival.
 -- Guarantee: a job is handed out under one token at a time; jobs of unknown tasks are skipped or deferred, late ones expire;
---   nothing comes from a paused queue.
+--   nothing comes from a paused queue. A job that was lost `alone_from` times is handed out to a claim for it alone, and to no other.
 -- KEYS: meta (hash), canary (none)
--- ARGV: request (msgpack: [worker, nonce, limit, lease_ms, queues, tasks or nil, window_start, weights of high, normal, low or nil, of the queues or nil, draw]), bounds (msgpack: [small_bytes, call_bytes, unknown_task_ms, retention_ms, failed_retention_ms])
--- Returns: [now, next due or '', skipped, deferred, remaining 0|1, jobs: [id, attempt, counted, lost, task, type, queue, priority, created, deadline, options, input or nil]...]
+-- ARGV: request (msgpack: [worker, nonce, limit, lease_ms, queues, tasks or nil, window_start, weights of high, normal, low or nil, of the queues or nil, draw, alone]), bounds (msgpack: [small_bytes, call_bytes, unknown_task_ms, retention_ms, failed_retention_ms, alone_from])
+-- Returns: [now, next due or '', skipped, deferred, remaining 0|1, jobs: [id, attempt, counted, lost, task, type, queue, priority, created, deadline, options, input or nil, outcome of the attempt before or '']..., apart]
 -- Transitions: queued -claim-> running, queued -expire-> expired, queued -defer-> retrying, queued -fail-> failed
 -- Flags: allow-oom
 -- Uses: time, job, place_names, place, lease
 local request, bounds = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
 local worker, nonce, limit, lease_ms, window_start = request[1], request[2], request[3], request[4], request[7]
+local alone = request[11] == true
+if alone then
+  limit = math.min(limit, 1)
+end
 local retention = {ms = bounds[4], failed_ms = bounds[5]}
 local LOOK, TASK_LIVE_MS = 200, 60000
 -- What a claim needs of each job; the rest is read only where a job is not handed out.
@@ -24,6 +28,8 @@ for index = 1, #request[5] do
     weights[#queues] = queue_weights and queue_weights[index] or 1
   end
 end
+-- Jobs that stay for a claim that takes each alone, and how many of them each queue holds.
+local apart, apart_of, is_apart = 0, {}, {}
 -- How many jobs this call may hold when the class that is served now has got its share.
 local bound = limit
 
@@ -62,7 +68,7 @@ local function load_rest(id, job)
   end
 end
 
--- Return 'claimed', 'skipped' (still in its place) or 'gone' (left its place).
+-- Return 'claimed', 'skipped' (still in its place), 'apart' (the same) or 'gone' (left its place).
 local function claim_one(queue_key, id)
   local job = load(id, NAMES)
   if job.status and not (job.task and job.created) then
@@ -95,24 +101,39 @@ local function claim_one(queue_key, id)
     deferred = deferred + 1
     return 'gone'
   end
+  if (tonumber(job.lost or 0) >= bounds[6]) ~= alone then
+    if not alone and not is_apart[id] then
+      is_apart[id] = true
+      apart, apart_of[job.queue] = apart + 1, (apart_of[job.queue] or 0) + 1
+    end
+    return 'apart'
+  end
   local deadline = now + lease_ms
   -- Read before the first write: a damaged input must not make a job run that nobody was handed.
-  local input = small_input(id, job)
+  local input, before = small_input(id, job), ''
+  if job.attempt then
+    before = string.match(redis.call('HGET', K.job(id), 'e' .. job.attempt) or '', '^[^|]*')
+  end
   job.worker = worker
   job.attempt = tonumber(job.attempt or 0) + 1
-  move(id, job, 'running', deadline, {'attempt', job.attempt, 'nonce', nonce, 'worker', worker, 'started', now})
+  local fields = {'attempt', job.attempt, 'nonce', nonce, 'worker', worker, 'started', now}
+  if alone then
+    fields[#fields + 1] = 'alone'
+    fields[#fields + 1] = job.attempt
+  end
+  move(id, job, 'running', deadline, fields)
   if job.attempt > 1 then
     redis.call('HDEL', K.job(id), 'progress')
   end
   add(counts, 'started', job.queue, 1)
   jobs[#jobs + 1] = {id, job.attempt, job.counted or 0, job.lost or 0, job.task, job.type or 'task', job.queue, job.priority, job.created,
-    deadline, job.head or '', input}
+    deadline, job.head or '', input, before}
   return 'claimed'
 end
 
 -- Look at up to LOOK jobs from rank `from`; return how many were claimed or left, and how many stay skipped.
 local function window(queue_key, from)
-  local looked, moved, stayed = 0, 0, 0
+  local looked, moved, stayed, others = 0, 0, 0, 0
   while #jobs < bound and looked < LOOK do
     local last = from + stayed + math.min(bound - #jobs, LOOK - looked) - 1
     local ids = redis.call('ZRANGE', queue_key, from + stayed, last)
@@ -125,12 +146,14 @@ local function window(queue_key, from)
       if not ok or outcome == 'skipped' then
         -- A damaged job stays like one of another worker's, and must not stop the rest; the auditor names it.
         stayed = stayed + 1
+      elseif outcome == 'apart' then
+        stayed, others = stayed + 1, others + 1
       else
         moved = moved + 1
       end
     end
   end
-  skipped = skipped + stayed
+  skipped = skipped + stayed - others
   return moved, stayed
 end
 
@@ -238,10 +261,16 @@ end
 local remaining = 0
 depths = ready_depths()
 for q = 1, #queues do
-  local holds_work = depths[q] or depths[#queues + q] or depths[2 * #queues + q] or depths[3 * #queues + q]
-  if holds_work then
+  local depth = 0
+  for p = 0, 3 do
+    depth = depth + (tonumber(depths[p * #queues + q]) or 0)
+  end
+  if depth > (apart_of[queues[q]] or 0) then
     remaining = 1
     set_marker(queues[q], true)
+  elseif depth > 0 then
+    -- What is left runs alone, elsewhere; it must not wake those who cannot take it again and again.
+    set_marker(queues[q], false)
   end
 end
-return {now, next_due(), skipped, deferred, remaining, jobs}
+return {now, next_due(), skipped, deferred, remaining, jobs, apart}

@@ -1,8 +1,8 @@
 -- release_held: give back what a worker holds but does not name.
--- Guarantee: to the job's own place, uncounted, or counted as lost where max_lost is not 0; a job with a cancel requested becomes
+-- Guarantee: to the job's own place, uncounted, or counted as lost where it had started and max_lost is not 0; a job with a cancel requested becomes
 --   cancelled.
 -- KEYS: meta (hash), canary (none)
--- ARGV: worker, named (msgpack: [id...]), min_age_ms, limit, max_lost, retention_ms, failed_retention_ms
+-- ARGV: worker, named (msgpack: [id...]), min_age_ms, limit, max_lost, retention_ms, failed_retention_ms, started (msgpack: [id...] or nil for all)
 -- Returns: number of jobs given back
 -- Transitions: running -release-> queued, running -lapse-> queued, running -poison-> failed, running -cancel-> cancelled
 -- Flags: allow-oom
@@ -13,6 +13,10 @@ local named = {}
 for _, id in ipairs(cmsgpack.unpack(ARGV[2])) do
   named[id] = true
 end
+local started_ids, started = cmsgpack.unpack(ARGV[8]), {}
+for _, id in ipairs(started_ids or {}) do
+  started[id] = true
+end
 local given_back = 0
 
 local function give_back(id)
@@ -21,7 +25,7 @@ local function give_back(id)
     redis.call('ZREM', K.held(worker), id)
     return
   end
-  if max_lost > 0 then
+  if max_lost > 0 and (not started_ids or started[id]) then
     lose(id, job, max_lost, retention)
   else
     local fields = {}

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from penstock.core.ids import Token
+from penstock.core.ids import JobId, Token
 from penstock.core.job import Claimed, ClaimedJob, ClaimRequest, handler_name
 from penstock.core.limits import INLINE_BYTES, KIB, SCRIPT_BYTES, SCRIPT_ITEMS
 from penstock.core.states import Priority, Reason
@@ -67,26 +67,36 @@ class _Claim:
     jobs: list[ClaimedJob] = dataclasses.field(default_factory=list)
     skipped: int = 0
     deferred: int = 0
+    #: Jobs left for a claim that takes them alone.
+    apart: dict[JobId, StoredJob] = dataclasses.field(default_factory=dict)
     bytes_left: int = SCRIPT_BYTES
     bound: int = 0
     _limit: int = 0
 
     def run(self) -> Claimed:
-        self.bound = self._limit = min(self.request.limit, SCRIPT_ITEMS)
+        self.bound = self._limit = min(self.request.limit, 1 if self.request.alone else SCRIPT_ITEMS)
         for level in self._levels():
             self._serve_level(level)
-        for queue in self.request.queues:
-            self.partition.mark(queue)
+        remaining = {queue: self._remains(queue) for queue in self.request.queues}
+        for queue, remains in remaining.items():
+            self.partition.mark(queue, holds_work=remains)
         if self.jobs:
             self.partition.note_lease(self.request.lease_ms, self.now_ms)
         return Claimed(
             jobs=tuple(self.jobs),
             skipped=self.skipped,
             deferred=self.deferred,
-            remaining=any(self.partition.is_claimable(queue) for queue in self.request.queues),
+            remaining=any(remaining.values()),
             next_due_ms=self.partition.delayed.first_score(),
             now_ms=self.now_ms,
+            apart=len(self.apart),
         )
+
+    def _remains(self, queue: str) -> bool:
+        """Tell whether a queue holds more than jobs that run alone elsewhere."""
+        depth = sum(len(self.partition.queues[queue, priority]) for priority in Priority)
+        apart = sum(job.queue == queue for job in self.apart.values())
+        return depth > apart and self.partition.is_claimable(queue)
 
     def _levels(self) -> list[list[_Class]]:
         """Return what holds jobs, in the order in which it is served; a level's classes share the slots."""
@@ -115,31 +125,35 @@ class _Claim:
     def _serve(self, one: _Class, share: int) -> None:
         index, depth, held = one.index, len(one.index), len(self.jobs)
         self.bound = min(self._limit, held + share)
-        skipped = self._window(index, one.stayed)
-        one.stayed += skipped
+        stayed = self._window(index, one.stayed)
+        one.stayed += stayed
         # A full window of jobs for others hides those behind it: look once more, somewhere further on.
-        if skipped >= WINDOW and len(index) == depth > one.stayed:
+        if stayed >= WINDOW and len(index) == depth > one.stayed:
             self._window(index, one.stayed + math.floor(self.request.window_start * (depth - one.stayed)))
         one.dry = len(self.jobs) - held < share
 
     def _window(self, index: Index, start: int) -> int:
-        skipped = 0
+        stayed = 0
         for job_id in index.slice(start, WINDOW):
             if len(self.jobs) >= self.bound:
                 break
-            skipped += self._look(self.partition.jobs[job_id])
-        self.skipped += skipped
-        return skipped
+            stayed += self._look(self.partition.jobs[job_id])
+        return stayed
 
     def _look(self, job: StoredJob) -> bool:
-        """Claim, expire, defer or fail a job; return True when it stays for another worker."""
+        """Claim, expire, defer or fail a job; return True when it stays for another claim."""
         tasks = self.request.tasks
         name = handler_name(job.type, job.task)
         if job.expires_at_ms is not None and job.expires_at_ms <= self.now_ms and job.attempt == 0:
             self.partition.move(job, Event.EXPIRE, self.now_ms)
         elif tasks is None or name in tasks:
+            if (job.lost >= self.partition.limits.alone_from) is not self.request.alone:
+                if not self.request.alone:
+                    self.apart[job.id] = job
+                return True
             self._hand_out(job)
         elif self.now_ms - self.announced.get(name, -TASK_LIVE_MS) < TASK_LIVE_MS:
+            self.skipped += 1
             return True
         elif self.now_ms - max(job.created_at_ms, job.redriven_at_ms) >= self.partition.limits.unknown_task_ms:
             self.partition.fail(job, Reason.UNKNOWN_TASK, Event.FAIL, self.now_ms)
@@ -148,6 +162,7 @@ class _Claim:
         return False
 
     def _hand_out(self, job: StoredJob) -> None:
+        before = job.attempts.get(job.attempt)
         self.partition.start(job, self.request, self.now_ms)
         self.jobs.append(
             ClaimedJob(
@@ -162,6 +177,7 @@ class _Claim:
                 deadline_ms=job.deadline_ms,
                 options=job.options,
                 input=self._input(job),
+                previous=before[0].outcome if before else None,
             )
         )
 

@@ -47,6 +47,8 @@ class StoredJob:
     expires_at_ms: int | None
     retention_ms: int | None
     attempt: int = 0
+    #: The latest attempt that ran alone.
+    alone: int = 0
     counted: int = 0
     lost: int = 0
     no_handler: int = 0
@@ -165,6 +167,8 @@ class Partition:
         job.started_at_ms = now_ms
         job.deadline_ms = now_ms + request.lease_ms
         job.progress = None
+        if request.alone:
+            job.alone = job.attempt
         self.counters["started", job.queue] += 1
         self.move(job, Event.CLAIM, now_ms)
 
@@ -209,7 +213,7 @@ class Partition:
         self.end_attempt(job, AttemptOutcome.WORKER_LOST, now_ms)
         if job.cancel_requested_at_ms is not None:
             self.move(job, Event.CANCEL, now_ms)
-        elif job.lost >= self.limits.max_lost:
+        elif job.lost >= self.limits.max_lost and job.alone == job.attempt:
             self.counters["poisoned", job.queue] += 1
             self.fail(job, Reason.POISONED, Event.POISON, now_ms)
         else:
@@ -237,9 +241,9 @@ class Partition:
         """Tell whether a queue holds a job that a claim may hand out."""
         return queue not in self.paused and self.holds_work(queue)
 
-    def mark(self, queue: str) -> None:
+    def mark(self, queue: str, *, holds_work: bool = True) -> None:
         """Keep: a queue is claimable just when its marker is set, until a waiter takes it."""
-        self.signals.mark(self.number, queue, holds_work=self.is_claimable(queue))
+        self.signals.mark(self.number, queue, holds_work=holds_work and self.is_claimable(queue))
 
     def gauge(self, index: Index, queue: str) -> int:
         """Count a queue's jobs in an index of many queues."""

@@ -147,9 +147,11 @@ class MemoryStore:
         """Give back what lapsed."""
         return sweeps.reap(self._parts[partition], limit, self._now())
 
-    async def release_worker(self, worker: WorkerName, *, lost: bool = False) -> int:
+    async def release_worker(
+        self, worker: WorkerName, *, lost: bool = False, started: Sequence[JobId] | None = None
+    ) -> int:
         """Give back what a worker holds."""
-        return self._give_back_held(worker, named=set(), min_age_ms=None, lost=lost)
+        return self._give_back_held(worker, named=set(), min_age_ms=None, lost=lost, started=started)
 
     async def prune(self, partition: int, *, limit: int = 200) -> Pruned:
         """Remove old final jobs."""
@@ -479,7 +481,13 @@ class MemoryStore:
         return Changed(code=ChangeCode.DONE, state=job.state)
 
     def _give_back_held(
-        self, worker: WorkerName, *, named: set[JobId], min_age_ms: int | None, lost: bool = False
+        self,
+        worker: WorkerName,
+        *,
+        named: set[JobId],
+        min_age_ms: int | None,
+        lost: bool = False,
+        started: Sequence[JobId] | None = None,
     ) -> int:
         now_ms = self._now()
         given_back = 0
@@ -487,7 +495,7 @@ class MemoryStore:
             held = part.held[worker]
             for job_id in list(held):
                 if job_id not in named and (min_age_ms is None or now_ms - held.score(job_id) >= min_age_ms):
-                    if lost:
+                    if lost and (started is None or job_id in started):
                         part.lose(part.jobs[job_id], now_ms)
                     else:
                         part.give_back(part.jobs[job_id], now_ms)

@@ -123,7 +123,9 @@ def claimed_job(fields: Sequence[Any], nonce: str) -> ClaimedJob | None:
 
 
 def _claimed_job(fields: Sequence[Any], nonce: str) -> ClaimedJob:
-    job_id, attempt, counted, lost, task, job_type, queue, priority, created, deadline, options, job_input = fields
+    job_id, attempt, counted, lost, task, job_type, queue, priority, created, deadline, options, job_input, before = (
+        fields
+    )
     return ClaimedJob(
         token=Token(JobId(job_id.decode()), attempt, nonce),
         task=task.decode(),
@@ -136,6 +138,7 @@ def _claimed_job(fields: Sequence[Any], nonce: str) -> ClaimedJob:
         deadline_ms=deadline,
         options=_decode_options(options) if options else NO_OPTIONS,
         input=job_input,
+        previous=AttemptOutcome(before.decode()) if before else None,
     )
 
 

@@ -214,11 +214,12 @@ class RedisJobs:
                     request.priority_weights,
                     request.queue_weights,
                     request.draw,
+                    request.alone,
                 ]
             ),
-            pack([SMALL_INPUT_BYTES, SCRIPT_BYTES, limits.unknown_task_ms, *self._retention]),
+            pack([SMALL_INPUT_BYTES, SCRIPT_BYTES, limits.unknown_task_ms, *self._retention, limits.alone_from]),
         )
-        now_ms, due, skipped, deferred, remaining, jobs = answer
+        now_ms, due, skipped, deferred, remaining, jobs, apart = answer
         return Claimed(
             jobs=tuple(job for fields in jobs if (job := claimed_job(fields, request.nonce)) is not None),
             skipped=skipped,
@@ -226,6 +227,7 @@ class RedisJobs:
             remaining=remaining == 1,
             next_due_ms=number(due),
             now_ms=now_ms,
+            apart=apart,
         )
 
     async def input(self, job_id: JobId) -> bytes | None:
@@ -268,24 +270,33 @@ class RedisJobs:
         return answers
 
     async def _release_held(
-        self, worker: WorkerName, named: Sequence[JobId], min_age_ms: int, *, max_lost: int = 0
+        self,
+        worker: WorkerName,
+        named: Sequence[JobId],
+        min_age_ms: int,
+        *,
+        max_lost: int = 0,
+        started: Sequence[JobId] | None = None,
     ) -> int:
+        def mine(ids: Sequence[JobId] | None) -> bytes:
+            return pack(ids and [job_id for job_id in ids if partition_of(job_id, self.partitions) == partition])
+
         given_back = 0
         for partition in range(self.partitions):
-            mine = pack([job_id for job_id in named if partition_of(job_id, self.partitions) == partition])
+            arguments = (worker, mine(named), min_age_ms, SCRIPT_ITEMS, max_lost, *self._retention, mine(started))
             while True:
-                count = await self._connection.script(
-                    "release_held", partition, worker, mine, min_age_ms, SCRIPT_ITEMS, max_lost, *self._retention
-                )
+                count = await self._connection.script("release_held", partition, *arguments)
                 given_back += count
                 if count < SCRIPT_ITEMS:
                     break
         return given_back
 
-    async def release_worker(self, worker: WorkerName, *, lost: bool = False) -> int:
+    async def release_worker(
+        self, worker: WorkerName, *, lost: bool = False, started: Sequence[JobId] | None = None
+    ) -> int:
         """See ``JobStore.release_worker``."""
         max_lost = self._connection.options.limits.max_lost if lost else 0
-        return await self._release_held(worker, [], 0, max_lost=max_lost)
+        return await self._release_held(worker, [], 0, max_lost=max_lost, started=started)
 
     # settle
 

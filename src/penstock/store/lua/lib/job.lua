@@ -13,7 +13,7 @@ end
 
 -- What `move` and `record` need to know of a job.
 local CORE = {'status', 'queue', 'priority', 'seq', 'attempt', 'nonce', 'worker', 'started', 'counted', 'lost', 'expires', 'cancel',
-  'retention', 'watch', 'settled', 'unique'}
+  'retention', 'watch', 'settled', 'unique', 'alone'}
 
 -- What a submit and a redrive need to know of the holder of a unique key besides.
 local HOLDER = {'created', 'due', unpack(CORE)}
