@@ -324,6 +324,8 @@ async def test_a_lapse_that_poisons_frees_it(make_subject: MakeSubject) -> None:
     subject = await make_subject(limits=Limits(max_lost=1))
     token = await subject.running(unique=unique())
     await subject.store.release_worker(WORKER, lost=True)
+    await subject.claim_one(alone=True)
+    await subject.store.release_worker(WORKER, lost=True)
     assert await subject.state(token.job_id) is State.FAILED
     assert await holder(subject) is None
 
