@@ -422,7 +422,6 @@ MUTANTS = [
         ("told of the end alone", "'+' .. process", "process"),
         ("positions beyond the end hide all", "seen > one.stored and before or math.max(seen, before)", "seen"),
         ("positions beyond the end are the end", "seen > one.stored and before or ", ""),
-        ("no limit", "from - before + limit - 1", "-1"),
         ("what the worker dropped is not told", "before + one.missing", "before"),
     ),
     *_of(

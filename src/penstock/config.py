@@ -399,6 +399,11 @@ class Settings:
         "still runs; 100 leaves it to the server.", "limits",
     )  # fmt: skip
 
+    event_streams: int = _setting(
+        "PENSTOCK_EVENT_STREAMS", 1_000, _integer(0, 1_000_000),
+        "Clients that may follow a job at once through one API process; more get 503.", "limits",
+    )  # fmt: skip
+
     def __repr__(self) -> str:
         """Show every setting, secrets masked."""
         values = ((setting, getattr(self, setting.name)) for setting in SETTINGS)
@@ -451,6 +456,7 @@ class Settings:
             allowed_hosts=self.allowed_hosts,
             limits=self.limits,
             drain_ms=self.drain_ms,
+            event_streams=self.event_streams,
         )
 
     def worker_options(self, modules: tuple[str, ...]) -> WorkerOptions:

@@ -42,7 +42,7 @@ if "durability" in store_options:
     store_options["durability"] = Durability(store_options["durability"])
 def listening(host, port):
     print(json.dumps([host, port]), flush=True)
-serve(ApiOptions(port=0, **options), StoreOptions(**store_options), on_listening=listening)
+serve(ApiOptions(**{"port": 0, **options}), StoreOptions(**store_options), on_listening=listening)
 """
 
 

@@ -64,7 +64,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             queued = [(200, {"items": items})]
         problem = {"status": 404, "code": "job_not_found", "detail": "no such job"}
         status, answer = (404, problem) if not queued else queued.pop(0) if len(queued) > 1 else queued[0]
-        content = json.dumps(answer).encode()
+        # Text is a stream of events.
+        content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(content)))
         self.end_headers()
@@ -275,17 +276,84 @@ def test_many_are_waited_for(server: FakeServer, command: Command) -> None:
     assert "not all jobs were final" in err
 
 
+def events(*told: tuple[str, dict[str, Any]]) -> str:
+    """Return events as the server sends them."""
+    return "".join(
+        f"id: 0000000{number}-1-0.0\nevent: {kind}\ndata: {json.dumps(data)}\n\n"
+        for number, (kind, data) in enumerate(told)
+    )
+
+
+LINE = {
+    "number": 1,
+    "attempt": 1,
+    "time": "2030-01-31T12:00:00.000Z",
+    "level": "info",
+    "message": "halfway\x1b[0m",
+    "fields": {"rows": 7, "name": "x"},
+    "exception": "Traceback\nKeyError",
+    "cut": True,
+}
+
+
 def test_watch_shows_each_change(server: FakeServer, command: Command) -> None:
-    path = f"/jobs/{JOB_ID}"
-    server.answer("GET", path, job("queued"))
-    server.answer("GET", path, job("running", attempt=1, progress=0.5))
-    server.answer("GET", path, job("completed", attempt=1, result=1))
+    told = events(
+        ("state", job("queued")),
+        ("state", job("running", attempt=1)),
+        ("progress", {"attempt": 1, "progress": 0.5}),
+        ("log", LINE),
+        ("stream", {"number": 1, "attempt": 1, "time": "", "chunk": "so\nfar"}),
+        ("state", job("completed", attempt=1)),
+    )
+    server.answer("GET", f"/jobs/{JOB_ID}/events", ": keep-alive\n\n" + told)
+    server.answer("GET", f"/jobs/{JOB_ID}", job("completed", attempt=1, result=1))
     code, out, _ = command("watch", JOB_ID)
     assert code == 0
-    assert out.startswith("queued\n")
-    assert "completed" in out
+    lines = out.splitlines()
+    assert lines[:3] == ["queued", "running, attempt 1", "running, attempt 1, 0.5"]
+    assert lines[3].startswith("2030-01-31T12:00:00.000Z attempt 1 info     halfway\\x1b[0m rows=7 name=x")
+    assert lines[6] == 'attempt 1 streamed "so\\nfar"'
+    assert "result       1" in lines
     code, out, _ = command("watch", JOB_ID, "--json")
-    assert [json.loads(line)["status"] for line in out.splitlines()] == ["completed"]
+    documents = [json.loads(line) for line in out.splitlines()]
+    assert [document.get("event") or document["status"] for document in documents] == [
+        "queued",
+        "running",
+        "progress",
+        "log",
+        "stream",
+        "completed",
+    ]
+    assert documents[-1]["result"] == 1
+
+
+def test_a_broken_stream_goes_on_where_it_was(server: FakeServer, command: Command) -> None:
+    path = f"/jobs/{JOB_ID}/events"
+    server.answer("GET", path, events(("state", job("running", attempt=1))) + "id: 1-1-1.1\nevent: sta")
+    server.answer("GET", path, {"status": 503, "code": "store_unavailable"}, 503)
+    server.answer("GET", path, events(("state", job("failed", attempt=1))))
+    server.answer("GET", f"/jobs/{JOB_ID}", job("failed", attempt=1))
+    code, out, _ = command("watch", JOB_ID)
+    assert code == Exit.FAILED
+    assert out.splitlines()[0] == "running, attempt 1"
+    assert [seen[1] for seen in server.seen].count(path) == 3
+
+
+def test_log_pages_and_follows(server: FakeServer, command: Command) -> None:
+    path = f"/jobs/{JOB_ID}/log"
+    server.answer("GET", path, {"items": [LINE], "next": "1", "dropped": 3})
+    server.answer("GET", path, {"items": [LINE | {"number": 2, "exception": None, "cut": False}], "next": None})
+    code, out, err = command("log", JOB_ID)
+    assert code == 0
+    assert err == "penstock: 3 lines are not kept\n"
+    assert out.count("halfway") == 2
+    assert "    KeyError" in out.splitlines()
+    assert [seen[1] for seen in server.seen] == [f"{path}?limit=1000", f"{path}?limit=1000&cursor=1"]
+    told = events(("log", LINE), ("stream", {"chunk": 1}), ("state", job("completed")))
+    server.answer("GET", f"/jobs/{JOB_ID}/events", told)
+    code, out, _ = command("log", JOB_ID, "--follow", "--json")
+    assert [json.loads(line)["message"] for line in out.splitlines()] == ["halfway\x1b[0m"]
+    assert command("log", JOB_ID.replace("9", "8"))[0] == Exit.NOT_FOUND
 
 
 def test_queues_are_a_table_or_a_document(server: FakeServer, command: Command) -> None:

@@ -20,6 +20,7 @@ from litestar.openapi import OpenAPIConfig
 import penstock
 from penstock.api.bodies import NDJSON
 from penstock.api.guard import is_open
+from penstock.api.output_views import LogPage, ProgressEvent, StreamEvent
 from penstock.api.problems import (
     FOREIGN_ORIGIN,
     HOST_NOT_ALLOWED,
@@ -35,6 +36,7 @@ from penstock.api.query import QueryParameter
 from penstock.api.routes import ROUTES
 from penstock.api.routes.common import PROBLEMS, QUERY
 from penstock.api.routes.dead_letters import DeadLetterSelection
+from penstock.api.routes.output import LAST_ID
 from penstock.api.submission import BackoffBody, SubmitBody, UniqueBody
 from penstock.api.views import (
     Accepted,
@@ -60,6 +62,9 @@ _SHOWN = (
     BatchAnswer,
     JobView,
     JobPage,
+    LogPage,
+    StreamEvent,
+    ProgressEvent,
     Changed,
     QueueList,
     WorkerList,
@@ -76,6 +81,7 @@ _DESCRIPTION = (
 _TAGS = ("jobs", "queues", "dead letter", "workers", "health", "documents")
 #: Answers that are not JSON of ours.
 _MEDIA_TYPES = {
+    "/jobs/{job_id}/events": ("text/event-stream", "string"),
     "/metrics": ("text/plain", "string"),
     "/docs": ("text/html", "string"),
     "/openapi.json": ("application/json", "object"),
@@ -193,6 +199,15 @@ def _complete(path: str, operation: dict[str, Any], handler: HTTPRouteHandler) -
                 "schema": {"type": "string", "minLength": 1, "maxLength": 300},
             }
         )
+    if opt.get(LAST_ID):
+        parameters.append(
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "description": "The id of the last event that was received: go on from there.",
+                "schema": {"type": "string"},
+            }
+        )
     if parameters:
         operation["parameters"] = parameters
     _complete_body(path, operation, opt)
@@ -225,6 +240,8 @@ def _answers(path: str, described: Mapping[str, Any], handler: HTTPRouteHandler)
             answer["headers"] |= _LOCATION | _REPLAYED | _EXISTING
         if int(status) == handler.status_code:
             answer["description"] = _WORDS[int(status)]
+    if LAST_ID in handler.opt:
+        responses["204"] = {"description": "The job is final and all was received", "headers": dict(_REQUEST_ID)}
     if path in _MEDIA_TYPES:
         media_type, kind = _MEDIA_TYPES[path]
         responses["200"]["content"] = {media_type: {"schema": {"type": kind}}}

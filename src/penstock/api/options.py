@@ -28,7 +28,8 @@ class ApiOptions:
 
     ``api_keys`` are accepted as ``Authorization: Bearer``; without any, the API answers this machine only.
     ``allowed_hosts`` are ``Host`` names to accept (with no keys: besides the loopback names). ``insecure`` lets the API
-    listen on any address without keys. ``drain_ms`` is how long a stop waits for requests in flight.
+    listen on any address without keys. ``drain_ms`` is how long a stop waits for requests in flight. ``event_streams``
+    bounds how many clients follow a job at once.
 
     Raises:
         ConfigError: an address that others can reach, without keys; a key that no header could carry.
@@ -45,6 +46,7 @@ class ApiOptions:
     body_timeout_ms: int = 30_000
     health_timeout_ms: int = 600
     drain_ms: int = 20_000
+    event_streams: int = 1_000
 
     def __post_init__(self) -> None:
         for key in self.api_keys:

@@ -58,6 +58,7 @@ STORE_FULL = Kind("store_full", 503, "The store is at its memory limit")
 STORE_MISMATCH = Kind("store_mismatch", 503, "The store holds data of another format")
 STORE_UNFIT = Kind("store_unfit", 503, "The server lacks what is needed")
 STOPPING = Kind("stopping", 503, "The server is stopping")
+TOO_MANY_STREAMS = Kind("too_many_streams", 503, "As many event streams are open as may be")
 
 KINDS: tuple[Kind, ...] = (
     BAD_REQUEST,
@@ -83,6 +84,7 @@ KINDS: tuple[Kind, ...] = (
     STORE_MISMATCH,
     STORE_UNFIT,
     STOPPING,
+    TOO_MANY_STREAMS,
 )
 
 #: The codes of problems that leave open whether something was stored.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from penstock.api.options import ApiOptions
+from penstock.api.slots import StreamSlots
 from penstock.api.submission import SubmissionParser
 from penstock.api.views import JobRenderer
 from penstock.core.errors import NotDurable, StoreError, StoreFull
@@ -146,6 +147,8 @@ class Services:
         self.memory = MemoryGuard(store, clock, options.limits.memory_percent)
         self.parser = SubmissionParser()
         self.metrics = HttpMetrics()
+        self.streams = StreamSlots(options.event_streams)
+        self.metrics.watch_streams(lambda: self.streams.taken)
         self.stopping = asyncio.Event()
         self._refusal: StoreError | None = None
         self._refused_at_ms = 0

@@ -27,6 +27,7 @@ COMMANDS = {
     "submit": ("submit", "Submit a job, or many."),
     "status": ("status", "Show a job."),
     "watch": ("watch", "Follow a job, or the queues."),
+    "log": ("log", "Show what a job has logged."),
     "jobs": ("jobs", "List jobs."),
     "cancel": ("cancel", "Cancel jobs."),
     "retry": ("retry", "Queue failed jobs again, or start waiting ones now."),

@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
+import msgspec
 import typer
 
 from penstock.cli.exits import Exit
 from penstock.cli.flags import JsonFlag, new_app, open_client, with_settings
+from penstock.cli.log import show_line
 from penstock.cli.output import as_text, print_json, print_line
 from penstock.cli.queues import print_queues
 from penstock.cli.waiting import show_final
-from penstock.client import Client, Job, Queue, WaitTimeout
+from penstock.client import Client, Job, LogLine, Queue
 from penstock.config import Settings
 
 app = new_app()
 
-#: The server ends a long poll at once when the job is final; in between this is how soon progress shows.
+#: How often the queues are looked at.
 _STEP_SECONDS = 1.0
 
 
@@ -30,9 +32,10 @@ def watch(
     as_json: JsonFlag = False,
     settings: Settings,
 ) -> int:
-    """Follow a job until it is final, a line for each change; or the queues, each second until Ctrl-C.
+    """Follow a job until it is final: its states, progress, log and stream; or the queues, each second until Ctrl-C.
 
-    --json prints a document for each change. Exits 1 when the job failed, was cancelled or expired.
+    --json prints a document for each: the job, or what it told under "event". Exits 1 when the job failed, was
+    cancelled or expired.
     """
     with open_client(settings, retries=5) as client:
         if job_id is not None:
@@ -41,15 +44,21 @@ def watch(
 
 
 def _watch_job(client: Client, job_id: str, *, as_json: bool) -> int:
-    job = client.get(job_id)
     shown = ""
-    while not job.is_final:
-        shown = _show_change(job, shown, as_json=as_json)
-        try:
-            job = client.wait(job_id, timeout=_STEP_SECONDS)
-        except WaitTimeout as error:
-            job = error.job
-    return show_final(job, as_json=as_json)
+    for event in client.events(job_id):
+        job = event.job
+        if job is not None:
+            # The last state comes again below, with the result.
+            shown = shown if job.is_final else _show_change(job, shown, as_json=as_json)
+        elif as_json:
+            print_json({"event": event.kind, **event.data})
+        elif event.kind == "log":
+            show_line(msgspec.convert(event.data, LogLine))
+        elif event.kind == "stream":
+            print_line(f"attempt {event.attempt} streamed {as_text(event.chunk)}")
+        else:
+            print_line(f"running, attempt {event.attempt}, {as_text(event.data.get('progress'))}")
+    return show_final(client.get(job_id), as_json=as_json)
 
 
 def _show_change(job: Job, shown: str, *, as_json: bool) -> str:

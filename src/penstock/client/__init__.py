@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         UniqueConflict,
         WaitTimeout,
     )
+    from penstock.client.events import JobEvent, LogLine, LogPage
     from penstock.client.job import Attempt, Deleted, Job, JobError, JobPage, Purged, Queue, Redriven, Submission
     from penstock.client.sync import Client
 
@@ -39,12 +40,15 @@ __all__ = [
     "Job",
     "JobCancelled",
     "JobError",
+    "JobEvent",
     "JobExpired",
     "JobFailed",
     "JobNotFinished",
     "JobNotFound",
     "JobPage",
     "JobUnsuccessful",
+    "LogLine",
+    "LogPage",
     "NotAllowed",
     "NotFound",
     "PenstockClientError",
@@ -71,12 +75,15 @@ _HOMES = {
     "Job": "penstock.client.job",
     "JobCancelled": "penstock.client.errors",
     "JobError": "penstock.client.job",
+    "JobEvent": "penstock.client.events",
     "JobExpired": "penstock.client.errors",
     "JobFailed": "penstock.client.errors",
     "JobNotFinished": "penstock.client.errors",
     "JobNotFound": "penstock.client.errors",
     "JobPage": "penstock.client.job",
     "JobUnsuccessful": "penstock.client.errors",
+    "LogLine": "penstock.client.events",
+    "LogPage": "penstock.client.events",
     "NotAllowed": "penstock.client.errors",
     "NotFound": "penstock.client.errors",
     "PenstockClientError": "penstock.client.errors",

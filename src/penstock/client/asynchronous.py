@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
 
 from penstock.client.core import Answer, Call, Flow, JobItem, NoAnswer, chunks
+from penstock.client.events import Following, JobEvent, LogPage
 from penstock.client.job import Deleted, Job, JobPage, Purged, Queue, Redriven, Submission
 from penstock.client.transport import answer_of, make_core, no_answer_of, request_options, transport_options
 
@@ -64,6 +65,27 @@ class AsyncClient:
     async def wait(self, job_id: str, timeout: float | None = None) -> Job:
         """Wait until a job is final and return it. Raises WaitTimeout after ``timeout`` seconds."""
         return await self._run(self._core.wait(job_id, timeout=timeout))
+
+    async def events(self, job_id: str, *, last_event_id: str | None = None) -> AsyncGenerator[JobEvent, None]:
+        """Follow a job until it is final; see ``Client.events``."""
+        following = Following(self._core, job_id, last_event_id)
+        while (call := following.call) is not None:
+            try:
+                async with self._http.stream(**request_options(call)) as response:
+                    if response.status_code == 200:
+                        async for data in response.aiter_raw():
+                            for event in following.feed(data):
+                                yield event
+                    else:
+                        await response.aread()
+                        following.broke(answer_of(response))
+            except httpx.TransportError as error:
+                following.broke(no_answer_of(error))
+            await asyncio.sleep(following.pause)
+
+    async def log(self, job_id: str, *, limit: int = 200, cursor: str | None = None) -> LogPage:
+        """Fetch one page of what a job has logged; see ``Client.log``."""
+        return await self._run(self._core.log(job_id, limit=limit, cursor=cursor, kind=LogPage))
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job; see ``Client.cancel``."""

@@ -179,6 +179,24 @@ class ClientCore:
                 # A server that answers before the time is over would otherwise be asked in a tight loop.
                 yield Pause(min(left, 0.5))
 
+    def log(self, job_id: str, *, limit: int, cursor: str | None, kind: type[T]) -> Flow[T]:
+        """Fetch one page of a job's log."""
+        params = _params({"limit": limit, "cursor": cursor})
+        answer = yield from self._send("GET", f"{_job_path(job_id)}/log", params=params)
+        return _read(answer, kind)
+
+    def job_path(self, job_id: str) -> str:
+        """Return where a job is."""
+        return _job_path(job_id)
+
+    def error_of(self, answer: Answer, path: str) -> ApiError:
+        """Return the error of an answer that is none of the good ones."""
+        return _api_error(answer, path)
+
+    def pause_seconds(self, failures: int) -> float:
+        """Return how long to wait after so many failures in a row."""
+        return self._pause_seconds(failures, None)
+
     def cancel(self, job_id: str) -> Flow[Job]:
         """Cancel a job; one that runs is told, and ``cancel_requested_at`` says since when."""
         return (yield from self._change("POST", job_id, "/cancel"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
 
 from penstock.client.core import Answer, Call, Flow, JobItem, NoAnswer, chunks
+from penstock.client.events import Following, JobEvent, LogPage
 from penstock.client.job import Deleted, Job, JobPage, Purged, Queue, Redriven, Submission
 from penstock.client.transport import answer_of, make_core, no_answer_of, request_options, transport_options
 
@@ -76,6 +77,30 @@ class Client:
     def wait(self, job_id: str, timeout: float | None = None) -> Job:
         """Wait until a job is final and return it. Raises WaitTimeout after ``timeout`` seconds."""
         return self._run(self._core.wait(job_id, timeout=timeout))
+
+    def events(self, job_id: str, *, last_event_id: str | None = None) -> Generator[JobEvent, None, None]:
+        """Follow a job: yield its states, progress, log lines and stream chunks, until it is final.
+
+        Goes on by itself after a broken connection or a restart of the server, without telling anything twice; with the
+        ``id`` of an event also from there. Raises JobNotFound.
+        """
+        following = Following(self._core, job_id, last_event_id)
+        while (call := following.call) is not None:
+            try:
+                with self._http.stream(**request_options(call)) as response:
+                    if response.status_code == 200:
+                        for data in response.iter_raw():
+                            yield from following.feed(data)
+                    else:
+                        response.read()
+                        following.broke(answer_of(response))
+            except httpx.TransportError as error:
+                following.broke(no_answer_of(error))
+            time.sleep(following.pause)
+
+    def log(self, job_id: str, *, limit: int = 200, cursor: str | None = None) -> LogPage:
+        """Fetch one page of what a job has logged, oldest line first. Raises JobNotFound."""
+        return self._run(self._core.log(job_id, limit=limit, cursor=cursor, kind=LogPage))
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job; one that runs is told, and ``cancel_requested_at`` says since when. Raises StateConflict."""

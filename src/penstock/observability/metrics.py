@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -121,6 +121,9 @@ SUBMITS_REFUSED = Declared(
     ("code",),
     "Submits refused by a limit in this process: requests, and single jobs of a batch of which others were taken.",
 )
+EVENT_STREAMS = Declared(
+    "penstock_event_streams", "gauge", (), "Clients that follow a job through this process (`GET /jobs/{id}/events`)."
+)
 #: The codes of problems that are limits: of the queue, of the store's memory, of sizes and counts.
 REFUSALS = ("queue_full", "store_full", "body_too_large")
 
@@ -142,6 +145,7 @@ METRICS: tuple[Declared, ...] = (
     SUBMITS_REFUSED,
     DURABILITY_WAIT,
     DURABILITY_UNCONFIRMED,
+    EVENT_STREAMS,
 )
 
 _DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
@@ -164,6 +168,7 @@ class HttpMetrics:
         # One more time series for each counter, which nothing reads.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry(auto_describe=False)
+        self._streams = Gauge(EVENT_STREAMS.name, EVENT_STREAMS.help, registry=self.registry)
         self._requests = Counter(HTTP_REQUESTS.name, HTTP_REQUESTS.help, HTTP_REQUESTS.labels, registry=self.registry)
         self._replayed = Counter(SUBMITS_REPLAYED.name, SUBMITS_REPLAYED.help, registry=self.registry)
         self._duration = Histogram(
@@ -182,6 +187,10 @@ class HttpMetrics:
         self._unconfirmed = Counter(DURABILITY_UNCONFIRMED.name, DURABILITY_UNCONFIRMED.help, registry=self.registry)
         # Finding a child by its labels costs more than counting in it.
         self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def watch_streams(self, count: Callable[[], int]) -> None:
+        """Show how many event streams are open."""
+        self._streams.set_function(count)
 
     def refused(self, code: str) -> None:
         """Count a submit that got a problem, if a limit was the reason."""

@@ -9,6 +9,7 @@ from penstock.api.routes.dead_letters import delete_dead_letters, list_dead_lett
 from penstock.api.routes.documents import get_documentation_file, get_documentation_page, get_openapi
 from penstock.api.routes.health import get_health, get_liveness, get_metrics, get_readiness
 from penstock.api.routes.jobs import cancel_job, delete_job, get_job, list_jobs, retry_job
+from penstock.api.routes.output import follow_job, get_job_log
 from penstock.api.routes.queues import (
     get_queue,
     list_queues,
@@ -27,6 +28,8 @@ ROUTES: tuple[HTTPRouteHandler, ...] = (
     cancel_job,
     retry_job,
     delete_job,
+    get_job_log,
+    follow_job,
     list_queues,
     get_queue,
     pause_queue,
