@@ -11,6 +11,7 @@ import msgspec
 from penstock.core.cron import Timing, ticks_after
 from penstock.core.ids import JobId, digest_of, home_of_digest, make_job_id
 from penstock.core.job import JobOptions
+from penstock.core.limits import NAME_CHARACTERS
 from penstock.core.states import Priority
 
 #: A tick that no loop saw within this time is missed, even when it is the newest one.
@@ -140,6 +141,17 @@ class Ticked(msgspec.Struct, frozen=True, kw_only=True):
     moved: bool
     fired: int = 0
     skipped: int = 0
+
+
+def name_problem(name: str) -> str | None:
+    """Say why a schedule cannot have this name, which is a part of URLs; None when it can."""
+    if not 1 <= len(name) <= NAME_CHARACTERS:
+        return f"must have 1 to {NAME_CHARACTERS} characters"
+    if not name.isprintable():
+        return "holds characters that cannot be printed"
+    if "/" in name or name in {".", ".."}:
+        return "is part of URLs: no '/', and not '.' or '..'"
+    return None
 
 
 def definition_of(schedule: Schedule) -> bytes:

@@ -6,7 +6,7 @@
 -- Returns: per item [ticked, fired, skipped], [moved] or [error, text]
 -- Transitions: none -submit-> queued
 -- Flags: none (refused when out of memory)
--- Uses: time, job, place_names, place, create
+-- Uses: time, job, place_names, place, unique, create
 local items = cmsgpack.unpack(ARGV[1])
 bounds = cmsgpack.unpack(ARGV[2])
 
