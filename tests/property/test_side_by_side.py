@@ -218,8 +218,8 @@ _ARGUMENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 ARGUMENTS = {verb: st.fixed_dictionaries(arguments) for verb, arguments in _ARGUMENTS.items()}
 #: Without jobs and leases the other verbs have nothing to do.
 WEIGHED = (*ARGUMENTS, "submit", "submit", "claim", "claim")
-#: Of the steps, for each verb: near to its even share.
-LEAST_SHARE = 0.75 / len(WEIGHED)
+#: Of the steps, for each verb and each kind of submit.
+LEAST_SHARE = 0.02
 
 
 class SideBySide(RuleBasedStateMachine):

@@ -189,6 +189,6 @@ def _timing(body: ScheduleBody, checker: Checker) -> Timing:
     except ValueError as error:
         checker.wrong("timezone", "bad_timezone", f"{error}")
     timing = Timing(cron=cron, timezone=timezone, every_ms=every_ms, start_at_ms=start_at_ms)
-    if len(checker.errors) == wrong_before and first_tick(timing, checker.now_ms) is None:
+    if cron is not None and len(checker.errors) == wrong_before and first_tick(timing, checker.now_ms) is None:
         checker.wrong("cron", "bad_cron", "names a day that never comes")
     return timing
