@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 
 from penstock.api.options import ApiOptions
-from penstock.api.slots import StreamSlots
 from penstock.api.scheduling import ScheduleParser
+from penstock.api.slots import StreamSlots
 from penstock.api.submission import SubmissionParser
 from penstock.api.views import JobRenderer
 from penstock.core.errors import NotDurable, StoreError, StoreFull
