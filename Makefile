@@ -1,6 +1,6 @@
 # Works with GNU make 3.81 (macOS) and newer. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check format lock mutants chaos recovery chaos-peers bench bench-peers test-containers wheel clean
+.PHONY: help run demo test check format lock mutants chaos recovery chaos-peers bench bench-check bench-limit bench-page bench-peers bench-scale test-containers wheel clean
 
 PY := .venv/bin/python
 CODE := $(wildcard src tests scripts examples benchmarks)
@@ -51,7 +51,7 @@ lock:  ## Pin the requirements anew from pyproject.toml and the .in files
 	$(COMPILE) requirements-build.in -c requirements.txt -o requirements-build.txt
 	$(COMPILE) requirements-embedded.in -c requirements.txt -o requirements-embedded.txt
 	$(COMPILE) pyproject.toml requirements-dev.in -c requirements-embedded.txt -o requirements-dev.txt
-	@for peer in benchmarks/peers/requirements/*.in; do $(COMPILE) $$peer -o $${peer%.in}.txt || exit 1; done
+	@for peer in benchmarks/peers/requirements/*.in benchmarks/profiler/*.in; do $(COMPILE) $$peer -o $${peer%.in}.txt || exit 1; done
 
 mutants:  ## Check that the tests notice when a piece of a Lua script is taken out
 	@scripts/bootstrap.sh dev
@@ -74,6 +74,22 @@ BENCH_ARGS ?=
 bench:  ## Measure how fast it is: jobs run, submits, latency; under five minutes on a machine that does nothing else
 	@scripts/bootstrap.sh dev
 	$(PY) -m benchmarks.throughput $(BENCH_ARGS)
+
+bench-check:  ## Compare a fresh short run with the committed figures, as ratios to a loop of the same run
+	@scripts/bootstrap.sh dev
+	$(PY) -m benchmarks.check $(BENCH_ARGS)
+
+bench-scale:  ## Measure with up to a million jobs queued, delayed and finished, with more processes and partitions
+	@scripts/bootstrap.sh dev
+	$(PY) -m benchmarks.scale $(BENCH_ARGS)
+
+bench-limit:  ## Measure where each microsecond of a job goes
+	@scripts/bootstrap.sh dev
+	$(PY) -m benchmarks.limit $(BENCH_ARGS)
+
+bench-page:  ## Write the figures of these into docs/performance.md
+	@scripts/bootstrap.sh dev
+	$(PY) -m benchmarks.page
 
 bench-peers:  ## The same beside other job systems, installed in environments of their own; about ten minutes
 	@scripts/bootstrap.sh dev

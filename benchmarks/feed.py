@@ -64,6 +64,11 @@ class Feed:
             raise RuntimeError("more jobs than the marks have room for")
         return first
 
+    @property
+    def taken(self) -> int:
+        """Return how many numbers are taken."""
+        return self._next
+
     def with_store(self, work: Callable[[RedisStore], Awaitable[Value]]) -> Value:
         """Run something with a store of its own."""
 
@@ -123,13 +128,9 @@ class Feed:
             time.sleep(0.001)
         return now
 
-    def wait_idle(self) -> None:
-        """Wait until nothing runs and nothing waits."""
-        keys = self.bench.keys(self._partitions)
-        until(
-            lambda: not any(self.bench.ask("ZCARD", one.key("running")) for one in keys),
-            "nothing runs any more",
-        )
+    def wait_finished(self, jobs: int, queue: str = "default") -> None:
+        """Wait until so many jobs have been completed, ever."""
+        until(lambda: self.finished(queue) >= jobs, f"{jobs} jobs are completed", seconds=600)
 
 
 class Http:

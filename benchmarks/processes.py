@@ -200,9 +200,9 @@ class Bench:
         return [PartitionKeys("penstock", partition, partitions) for partition in range(partitions)]
 
     def finished(self, queue: str = "default", partitions: int = 1) -> int:
-        """Return how many jobs of a queue are completed and kept."""
-        names = [keys.key("final", "completed", queue) for keys in self.keys(partitions)]
-        return sum(int(self.ask("ZCARD", name)) for name in names)
+        """Return how many jobs of a queue have been completed so far."""
+        names = [keys.key("counters") for keys in self.keys(partitions)]
+        return sum(int(self.ask("HGET", name, f"completed:{queue}") or 0) for name in names)
 
     @contextlib.contextmanager
     def worker(self, marks: Path, *flags: str, env: Mapping[str, str] | None = None) -> Iterator[Process]:

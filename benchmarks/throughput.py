@@ -152,7 +152,7 @@ class Throughput:
                 self._load(feed, port, f"http.{connections}", f"`POST /submit`, {connections} connections", connections)
         port = free_port()
         with self.bench.program("benchmarks.trivial", str(port)) as process:
-            until(lambda: _listens(process, port), "the trivial server listens")
+            until(lambda: listens(process, port), "the trivial server listens")
             for connections in CONNECTIONS:
                 answers = [
                     self._run_load(port, connections, 0, MARKED_JOBS) for _ in range(min(3, self.parameters.repeats))
@@ -372,7 +372,7 @@ def _first(verdicts: list[str]) -> str:
     return next((verdict for verdict in verdicts if verdict), "")
 
 
-def _listens(process: Process, port: int) -> bool:
+def listens(process: Process, port: int) -> bool:
     process.check()
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()

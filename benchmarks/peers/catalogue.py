@@ -62,9 +62,9 @@ class Peer:
             command = [python, str(PROGRAMS / f"{self.name}_app.py")]
         return [*command, "submit", task, "0", str(jobs)]
 
-    def environment(self, setting: Setting | None = None) -> dict[str, str]:
+    def environment(self, setting: Setting) -> dict[str, str]:
         """Return what its processes need to find, beside the server and the marks."""
-        found = dict(setting.env) if setting is not None else {}
+        found = dict(setting.env)
         if self.name in environments.NODE_PEERS:
             found["NODE_PATH"] = str(environments.node_modules())
         return found

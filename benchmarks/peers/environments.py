@@ -36,16 +36,24 @@ def python_of(peer: str) -> Path:
     Raises:
         EnvironmentFailed: pip could not install it.
     """
-    requirements = REQUIREMENTS / f"{peer}.txt"
+    return environment(peer, REQUIREMENTS / f"{peer}.txt")
+
+
+def environment(name: str, requirements: Path) -> Path:
+    """Return the Python of an environment that holds what a file of requirements pins.
+
+    Raises:
+        EnvironmentFailed: pip could not install it.
+    """
     version = ".".join(str(part) for part in sys.version_info[:3])
-    folder = _cache() / f"{peer}-{_digest(requirements.read_bytes(), version.encode())}"
+    folder = _cache() / f"{name}-{_digest(requirements.read_bytes(), version.encode())}"
     python = folder / "bin" / "python"
-    with _one_at_a_time(peer):
+    with _one_at_a_time(name):
         if not (folder / "complete").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            _run(peer, [sys.executable, "-m", "venv", str(folder)])
+            _run(name, [sys.executable, "-m", "venv", str(folder)])
             pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
-            _run(peer, [*pip, "--no-deps", "--require-hashes", "-r", str(requirements)])
+            _run(name, [*pip, "--no-deps", "--require-hashes", "-r", str(requirements)])
             (folder / "complete").touch()
     return python
 

@@ -84,17 +84,17 @@ class Peers:
                     peer, "bytes.finished", "bytes",
                     [run.bytes_a_job for run in runs], lower=True, void=_first([run.verdict for run in runs]),
                 )  # fmt: skip
-        self._submit_in_bulk(peer)
+        self._submit_in_bulk(peer, best["noop"][0])
 
-    def _submit_in_bulk(self, peer: Peer) -> None:
+    def _submit_in_bulk(self, peer: Peer, setting: Setting) -> None:
         self.bench.reset()
         jobs = 500
-        jobs = max(500, min(MOST_JOBS, int(jobs / self._submit(peer, "noop", jobs) * self.parameters.seconds)))
+        jobs = max(500, min(MOST_JOBS, int(jobs / self._submit(peer, setting, "noop", jobs) * self.parameters.seconds)))
         rates, sizes = [], []
         for _ in range(self.parameters.repeats):
             self.bench.reset()
             before = self.bench.used_memory()
-            rates.append(jobs / self._submit(peer, "noop", jobs))
+            rates.append(jobs / self._submit(peer, setting, "noop", jobs))
             sizes.append((self.bench.used_memory() - before) / jobs)
         self._add(peer, "submit.bulk", "jobs/s", rates, settings=f"{peer.bulk}; {jobs:,} jobs")
         self._add(peer, "bytes.queued", "bytes", sizes, lower=True)
@@ -109,7 +109,7 @@ class Peers:
         """Submit jobs, start a worker, and see them through."""
         self.bench.reset()
         before = self.bench.used_memory()
-        self._submit(peer, task, jobs)
+        self._submit(peer, setting, task, jobs)
         self._runs += 1
         path = self.bench.folder / f"runs-{self._runs}"
         marks = Marks.create(path, jobs)
@@ -133,13 +133,13 @@ class Peers:
             time.sleep(0.01)
         return now
 
-    def _submit(self, peer: Peer, task: str, jobs: int) -> float:
+    def _submit(self, peer: Peer, setting: Setting, task: str, jobs: int) -> float:
         """Return how many seconds it took to submit so many jobs."""
         done = subprocess.run(
             peer.submitter(task, jobs),
             check=False,
             cwd=PROGRAMS,
-            env={**clean_environment(), **self._environment(peer, None)},
+            env={**clean_environment(), **self._environment(peer, setting)},
             capture_output=True,
             text=True,
         )
@@ -147,7 +147,7 @@ class Peers:
             raise RuntimeError(f"{peer.name}: {done.stderr[-1000:]}")
         return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
 
-    def _environment(self, peer: Peer, setting: Setting | None) -> dict[str, str]:
+    def _environment(self, peer: Peer, setting: Setting) -> dict[str, str]:
         # RQ takes its server from a variable.
         found = {"BENCHMARK_REDIS_URL": self.bench.url, "RQ_REDIS_URL": self.bench.url}
         if peer.is_ours:

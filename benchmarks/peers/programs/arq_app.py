@@ -1,4 +1,5 @@
 import asyncio
+import time
 
 import marked
 from arq import create_pool
@@ -24,11 +25,14 @@ class WorkerSettings:
 def submit(task, numbers):
     async def run():
         pool = await create_pool(RedisSettings.from_dsn(marked.URL))
+        started = time.perf_counter()
         for start in range(0, len(numbers), 100):
             await asyncio.gather(*(pool.enqueue_job(task, n) for n in numbers[start : start + 100]))
+        seconds = time.perf_counter() - started
         await pool.aclose()
+        return seconds
 
-    asyncio.run(run())
+    return asyncio.run(run())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import asyncio
+import time
 
 import marked
 from saq import Queue
@@ -21,11 +22,14 @@ settings = {"queue": queue, "functions": [noop, short], "concurrency": marked.CO
 def submit(task, numbers):
     async def run():
         await queue.connect()
+        started = time.perf_counter()
         for start in range(0, len(numbers), 100):
             await asyncio.gather(*(queue.enqueue(task, n=n) for n in numbers[start : start + 100]))
+        seconds = time.perf_counter() - started
         await queue.disconnect()
+        return seconds
 
-    asyncio.run(run())
+    return asyncio.run(run())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import asyncio
+import time
 
 import marked
 from streaq import Worker
@@ -22,10 +23,12 @@ def submit(task, numbers):
 
     async def run():
         async with worker:
+            started = time.perf_counter()
             for start in range(0, len(numbers), 1000):
                 await worker.enqueue_many([chosen.enqueue(n) for n in numbers[start : start + 1000]])
+            return time.perf_counter() - started
 
-    asyncio.run(run())
+    return asyncio.run(run())
 
 
 if __name__ == "__main__":

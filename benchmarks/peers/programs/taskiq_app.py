@@ -1,5 +1,6 @@
 import asyncio
 import os
+import time
 
 import marked
 from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend, RedisStreamBroker
@@ -28,11 +29,14 @@ def submit(task, numbers):
 
     async def run():
         await broker.startup()
+        started = time.perf_counter()
         for start in range(0, len(numbers), 100):
             await asyncio.gather(*(chosen.kiq(n) for n in numbers[start : start + 100]))
+        seconds = time.perf_counter() - started
         await broker.shutdown()
+        return seconds
 
-    asyncio.run(run())
+    return asyncio.run(run())
 
 
 if __name__ == "__main__":

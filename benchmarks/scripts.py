@@ -1,0 +1,39 @@
+"""Read what the server noted about scripts: time spent, slowest calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.processes import Bench
+from penstock.store.redis.scripts import load_scripts
+
+SLOW_US = 500
+
+
+def watch_slow_calls(bench: Bench) -> None:
+    """Let the server note what takes over half a millisecond, from now on."""
+    bench.client.config_set("slowlog-log-slower-than", SLOW_US)
+    bench.client.config_set("slowlog-max-len", 1_000)
+    bench.ask("SLOWLOG", "RESET")
+
+
+def slow_calls(bench: Bench) -> dict[str, float]:
+    """Return the longest call of each verb and command noted, ms, the slowest first."""
+    verbs = {script.sha: name for name, script in load_scripts().items()}
+    found: dict[str, float] = {}
+    for entry in bench.client.slowlog_get(1_000):
+        words = entry["command"].decode(errors="replace").split(" ")
+        name = words[0].upper()
+        if name in {"EVALSHA", "EVAL"}:
+            name = verbs.get(words[1], "a script loaded for the first time")
+        found[name] = max(found.get(name, 0.0), entry["duration"] / 1000)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def command_times(bench: Bench) -> dict[str, dict[str, Any]]:
+    """Return calls and µs of each command since the last reset, the longest first."""
+    found = {
+        name.removeprefix("cmdstat_"): {"calls": stat["calls"], "usec": stat["usec"]}
+        for name, stat in bench.info("commandstats").items()
+    }
+    return dict(sorted(found.items(), key=lambda item: -item[1]["usec"]))
