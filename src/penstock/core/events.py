@@ -33,11 +33,6 @@ JOB_LONG = "job.long"
 THREAD_STUCK = "thread.stuck"
 THREAD_RETURNED = "thread.returned"
 
-#: Ticks of a schedule were missed: nothing ran, or it was paused.
-TICKS_MISSED = "schedule.missed"
-#: A schedule that a task module declares could not be stored.
-SCHEDULE_REFUSED = "schedule.refused"
-
 STORE_LOST = "store.lost"
 STORE_BACK = "store.back"
 #: A setting of the server makes the chosen durability weak.
@@ -75,8 +70,6 @@ EVENTS = frozenset(
         JOB_LONG,
         THREAD_STUCK,
         THREAD_RETURNED,
-        TICKS_MISSED,
-        SCHEDULE_REFUSED,
         STORE_LOST,
         STORE_BACK,
         STORE_ADVICE,

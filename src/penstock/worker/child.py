@@ -32,8 +32,6 @@ class ChildJob(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     counted: int
     previous_outcome: str | None
-    schedule: str | None
-    scheduled_for_ms: int | None
     result_bytes: int
     error_bytes: int
 
@@ -77,8 +75,6 @@ def _call(task: Task[..., Any], job: ChildJob) -> Any:
             attempt=job.attempt,
             counted=job.counted,
             previous_outcome=job.previous_outcome,
-            schedule=job.schedule,
-            scheduled_for_ms=job.scheduled_for_ms,
             report=lambda value: tell(PROGRESS, value),
             write=lambda kind, value: tell(kind.value, value),
         )

@@ -82,8 +82,6 @@ class Handlers:
             counted=claimed.counted,
             previous_outcome=claimed.previous.value if claimed.previous else None,
             deadline=deadline,
-            schedule=claimed.options.schedule,
-            scheduled_for_ms=claimed.options.scheduled_for_ms,
             resources=self._resources.get(self.registry.module_of(job.task.name)),
             flag=job.flag,
             report=job.report,
@@ -233,8 +231,6 @@ class ProcessExecutor:
             attempt=claimed.token.attempt,
             counted=claimed.counted,
             previous_outcome=claimed.previous.value if claimed.previous else None,
-            schedule=claimed.options.schedule,
-            scheduled_for_ms=claimed.options.scheduled_for_ms,
             result_bytes=limits.result_bytes,
             error_bytes=limits.error_bytes,
         )
