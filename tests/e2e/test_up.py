@@ -49,6 +49,15 @@ def test_a_restart_keeps_the_jobs(folder: Folder) -> None:
         assert client.get(unknown.id).status in {"queued", "retrying"}
 
 
+def test_a_submit_may_wait_for_the_disk(folder: Folder) -> None:
+    folder.up("--durability", "fsync")
+    with folder.client() as client:
+        assert client.wait(client.submit("echo", "kept").id, timeout=30).result == "kept"
+    text = httpx.get(f"{folder.url}/metrics").text
+    assert "penstock_durability_wait_seconds_count 1.0" in text
+    assert "penstock_durability_unconfirmed_total 0.0" in text
+
+
 @pytest.mark.skipif(not IS_LINUX, reason="looks for processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_leaves_no_process(folder: Folder, number: signal.Signals) -> None:

@@ -72,7 +72,8 @@ def cut_back(folder: Path, log: Path) -> tuple[int, int]:
     """Take from a killed server's append-only file what no sync had covered; return its size before and after."""
     (file,) = (folder / "appendonlydir").glob("*.incr.aof")
     written, synced = synced_bytes(log.read_text(), f"/{file.name}")
-    assert written == file.stat().st_size, "the trace misses writes"
+    # The kernel may have taken a last write whose return the server did not live to see.
+    assert synced <= written <= file.stat().st_size
     with file.open("r+b") as stream:
         stream.truncate(synced)
     return written, synced

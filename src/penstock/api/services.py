@@ -11,7 +11,7 @@ from penstock.api.options import ApiOptions
 from penstock.api.slots import StreamSlots
 from penstock.api.submission import SubmissionParser
 from penstock.api.views import JobRenderer
-from penstock.core.errors import NotDurable, StoreError, StoreFull
+from penstock.core.errors import NotDurable, StoreError, StoreFull, StoreMismatch
 from penstock.core.ids import HOMES, JobId, make_job_id
 from penstock.core.job import TaskInfo
 from penstock.observability.metrics import HttpMetrics
@@ -150,6 +150,8 @@ class Services:
         self.streams = StreamSlots(options.event_streams)
         self.metrics.watch_streams(lambda: self.streams.taken)
         self.stopping = asyncio.Event()
+        #: Whether the server was found to have what is needed; one that was away at the start is asked by readiness.
+        self.is_checked = False
         self._refusal: StoreError | None = None
         self._refused_at_ms = 0
 
@@ -160,6 +162,8 @@ class Services:
     def note_submit(self, error: StoreError | None = None) -> None:
         """Remember how the last submit ended: for want of memory, or of a confirmation by disk or replicas."""
         self._refusal = error if isinstance(error, StoreFull | NotDurable) else None
+        if isinstance(error, StoreMismatch):
+            self.is_checked = False
         self._refused_at_ms = self.clock()
 
     @property

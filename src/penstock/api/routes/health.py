@@ -15,8 +15,11 @@ from penstock.api.problems import (
     RETRY_AFTER_SECONDS,
     STOPPING,
     STORE_FULL,
+    STORE_MISMATCH,
     STORE_UNAVAILABLE,
+    STORE_UNFIT,
     ApiError,
+    from_exception,
 )
 from penstock.api.routes.common import PROBLEMS, AnyRequest, query_of, services_of
 from penstock.api.services import Services
@@ -66,6 +69,22 @@ async def _ping(services: Services) -> float:
     return round((time.perf_counter_ns() - started_ns) / 1e6, 3)
 
 
+async def _check(services: Services) -> None:
+    """Find out once whether the server has what is needed: it may have been away when this process started.
+
+    Raises:
+        ApiError: it has not, or did not answer in time.
+    """
+    try:
+        await within(services.store.check(), services.options.health_timeout_ms)
+    except TimeoutError:
+        retry = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+        raise ApiError(STORE_UNAVAILABLE, "the store is slow to tell what it can do", headers=retry) from None
+    except StoreError as error:
+        raise from_exception(error) from error
+    services.is_checked = True
+
+
 @get(
     "/health",
     operation_id="getHealth",
@@ -97,9 +116,9 @@ async def get_liveness(request: AnyRequest) -> Response[Health]:
     operation_id="getReadiness",
     summary="Tell whether work can be accepted",
     description="503 when the store does not answer; when it was out of memory, or did not confirm a submit as the "
-    "durability asks, in the last 10 s; when the server stops.",
+    "durability asks, in the last 10 s; when it lacks what is needed; when the server stops.",
     tags=["health"],
-    opt={PROBLEMS: (STORE_UNAVAILABLE, NOT_DURABLE, STORE_FULL, STOPPING)},
+    opt={PROBLEMS: (STORE_UNAVAILABLE, NOT_DURABLE, STORE_FULL, STORE_MISMATCH, STORE_UNFIT, STOPPING)},
 )
 async def get_readiness(request: AnyRequest) -> Response[Health]:
     query_of(request)
@@ -108,6 +127,8 @@ async def get_readiness(request: AnyRequest) -> Response[Health]:
     if services.stopping.is_set():
         raise ApiError(STOPPING, "no new work is taken", headers=retry)
     latency_ms = await _ping(services)
+    if not services.is_checked:
+        await _check(services)
     refusal = services.refusal
     if isinstance(refusal, NotDurable):
         raise ApiError(NOT_DURABLE, f"a submit was not confirmed a moment ago: {refusal}", headers=retry)
