@@ -18,6 +18,13 @@ MODULE = """
     @task
     async def describe(name: str, ctx: Context, times: int = 1) -> dict[str, object]:
         return {"text": name * times, "attempt": ctx.attempt}
+
+    @task(executor="process")
+    def tell(words: list[str], ctx: Context) -> int:
+        for number, word in enumerate(words):
+            ctx.log.info("a word", number=number)
+            ctx.stream(word)
+        return len(words)
 """
 
 
@@ -53,6 +60,27 @@ def test_up_runs_the_module(with_module: Folder) -> None:
     assert wrong.error is not None
     assert "number" in wrong.error.field
     assert wrong.attempt == 1
+
+
+def test_what_a_job_logs_and_streams_is_told(with_module: Folder) -> None:
+    folder = with_module
+    folder.up("mymodule")
+    with folder.client() as client:
+        job = client.submit("tell", {"words": ["one", "two"]})
+        told = list(client.events(job.id))
+    assert [event.chunk for event in told if event.kind == "stream"] == ["one", "two"]
+    assert {event.attempt for event in told if event.kind != "state"} == {1}
+    assert told[-1].data["status"] == "completed"
+    logged = folder.run("log", job.id)
+    assert (logged.returncode, logged.stderr) == (0, "")
+    assert [line.partition(" info ")[2].strip() for line in logged.stdout.splitlines()] == [
+        "a word number=0",
+        "a word number=1",
+    ]
+    assert [line["fields"]["number"] for line in folder.json_lines("log", job.id, "--follow")] == [0, 1]
+    watched = folder.run("watch", job.id)
+    assert 'attempt 1 streamed "two"' in watched.stdout
+    assert "completed" in watched.stdout
 
 
 def test_a_job_waits_for_a_worker_that_knows_its_task(with_module: Folder) -> None:

@@ -377,3 +377,84 @@ async def test_an_endless_answer_is_cut_off(http: httpx.AsyncClient) -> None:
         ending = await attempt(http, server.settings())
     assert isinstance(ending, Discard)
     assert "longer than" in str(ending)
+
+
+async def streamed(
+    http: httpx.AsyncClient, settings: AISettings
+) -> tuple[AIResult | Retry | Discard | InvalidInput, list[str]]:
+    """Run one attempt that streams; return how it ended, and what it streamed."""
+    pieces: list[str] = []
+    value = {"text": TEXT, "stream": True}
+    try:
+        ending: AIResult | Retry | Discard | InvalidInput = await run_ai(
+            "summarize", value, settings, run_in_process=no_process, http=http, stream=pieces.append
+        )
+    except (Retry, Discard, InvalidInput) as error:
+        ending = error
+    return ending, pieces
+
+
+async def test_an_answer_is_streamed_in_pieces(aimock: AIMock, http: httpx.AsyncClient) -> None:
+    text = "A dam holds back a reservoir, which feeds two mills that grind corn: Korn, grain, 穀物. " * 20
+    aimock.script(answer(text, usage={"prompt_tokens": 70, "completion_tokens": 3, "total_tokens": 73}))
+    ending, pieces = await streamed(http, settings_for(aimock))
+    assert isinstance(ending, AIResult)
+    assert ending.text == text.strip()
+    assert (len(pieces) > 1, "".join(pieces)) == (True, text)
+    [call] = aimock.calls()
+    assert call["body"]["stream"] is True
+    # The same result as without streaming, usage too where the server tells it.
+    assert ending.method == "chat_completions"
+
+
+async def test_a_refusal_to_stream_is_a_refusal(aimock: AIMock, http: httpx.AsyncClient) -> None:
+    aimock.script(error(400), error(429, retry_after=3))
+    ending, pieces = await streamed(http, settings_for(aimock))
+    assert (type(ending), pieces) == (Discard, [])
+    ending, pieces = await streamed(http, settings_for(aimock))
+    assert isinstance(ending, Retry)
+    assert ending.after == 3
+
+
+def events_of(*data: str) -> bytes:
+    return "".join(f"data: {piece}\r\n\r\n" for piece in data).encode()
+
+
+HELLO = '{"choices": [{"delta": {"content": "Hel"}}]}', '{"choices": [{"delta": {"content": "lo"}}]}'
+STOP = '{"choices": [{"delta": {}, "finish_reason": "stop"}], "model": "m-1"}'
+USAGE = '{"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}}'
+
+
+async def test_a_stream_becomes_a_result(http: httpx.AsyncClient) -> None:
+    body = b": hi\n\n" + events_of(*HELLO, STOP, USAGE, "[DONE]")
+    async with upstream(whole(body, "200 OK", "Content-Type: text/event-stream")) as server:
+        ending, pieces = await streamed(http, server.settings())
+    assert pieces == ["Hel", "lo"]
+    assert isinstance(ending, AIResult)
+    assert (ending.text, ending.model, ending.usage.total_tokens) == ("Hello", "m-1", 3)
+
+
+async def test_a_server_that_does_not_stream_answers_as_ever(http: httpx.AsyncClient) -> None:
+    body = b'{"choices": [{"message": {"content": "Hello"}}]}'
+    async with upstream(whole(body, "200 OK", "Content-Type: application/json")) as server:
+        ending, pieces = await streamed(http, server.settings())
+    assert isinstance(ending, AIResult)
+    assert (ending.text, pieces) == ("Hello", [])
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (events_of(*HELLO), Retry),
+        (events_of(*HELLO, '{"error": {"message": "overloaded"}}'), Retry),
+        (events_of(HELLO[0], "{nonsense"), Retry),
+        (events_of("[DONE]"), Retry),
+        (events_of('{"choices": [{"delta": {"refusal": "No."}, "finish_reason": "stop"}]}'), Discard),
+        (events_of('{"choices": [{"delta": {}, "finish_reason": "content_filter"}]}'), Discard),
+    ],
+    ids=["broken off", "error", "nonsense", "nothing", "refusal", "filter"],
+)
+async def test_a_stream_that_ends_badly(body: bytes, kind: type[Exception], http: httpx.AsyncClient) -> None:
+    async with upstream(whole(body, "200 OK", "Content-Type: text/event-stream")) as server:
+        ending, _ = await streamed(http, server.settings())
+    assert type(ending) is kind

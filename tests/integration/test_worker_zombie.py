@@ -16,6 +16,7 @@ import pytest
 
 from penstock.core.ids import WorkerName
 from penstock.core.job import ClaimRequest, Extension, Settle, SettleCode, Verb
+from penstock.core.output import OutputKind
 from penstock.core.states import AttemptOutcome, State
 from penstock.store import StoreOptions, connect
 from penstock.store.protocol import Store
@@ -29,6 +30,7 @@ ZOMBIE = """
 import asyncio, json, sys
 from penstock.core.ids import WorkerName
 from penstock.core.job import ClaimRequest, Extension, Settle, Verb
+from penstock.core.output import NewEntry, Output, OutputKind
 from penstock.core.states import Reason
 from penstock.store import StoreOptions, connect
 
@@ -53,6 +55,10 @@ async def main(url, namespace, lease_ms):
     )
     answers["extend"] = plain.deadline_ms
     answers["progress"] = told.deadline_ms
+    for kind in OutputKind:
+        entry = NewEntry(kind=kind, value=b'"of a zombie"')
+        (answer,) = await store.output([Output(token=token, made=0, entries=(entry,))])
+        answers[kind.value] = getattr(answer, "value", repr(answer))
     answers["release_worker"] = await store.release_worker(WorkerName("zombie"), lost=True)
     print(json.dumps(answers), flush=True)
     await store.close()
@@ -120,9 +126,14 @@ async def test_nothing_that_a_zombie_tries_is_taken(store: Store, options: Store
             assert answers == {verb.value: "stale" for verb in Verb} | {
                 "extend": None,
                 "progress": None,
+                "log": "stale",
+                "stream": "stale",
                 "release_worker": 0,
             }
             assert await store.get(job_id) == before
+            output = await store.follow(job_id)
+            assert output is not None
+            assert output.entries == ()
         finally:
             zombie.kill()
 
@@ -140,7 +151,7 @@ async def test_nothing_that_a_zombie_tries_is_taken(store: Store, options: Store
     assert (await store.counters())["completed", "default"] == 1
 
 
-#: Tells of its start and of its wake-up, and reports progress after it; the first run waits to be frozen.
+#: Tells of its start, and reports progress, logs and streams; the first run waits to be frozen before.
 TASKS = """
 import os, threading
 from pathlib import Path
@@ -154,6 +165,11 @@ def held(folder: str, ctx: Context) -> str:
         while not Path(folder, "go").exists():
             threading.Event().wait(0.01)
         ctx.progress("of a zombie")
+        ctx.log.info("of a zombie")
+        ctx.stream("of a zombie")
+    else:
+        ctx.log.info("of the holder")
+        ctx.stream("of the holder")
     return os.environ["ZOMBIE_NAME"]
 """
 
@@ -209,6 +225,13 @@ async def test_a_frozen_worker_wakes_and_its_result_is_refused(
         again = await store.get(job_id)
         assert again == record
         assert record.progress is None
+        output = await store.follow(job_id)
+        assert output is not None
+        assert [(entry.kind, entry.attempt) for entry in output.entries] == [
+            (OutputKind.LOG, 2),
+            (OutputKind.STREAM, 2),
+        ]
+        assert all(b"of the holder" in entry.value for entry in output.entries)
         outcomes = [attempt.outcome for attempt in record.attempts]
         assert outcomes == [AttemptOutcome.WORKER_LOST, AttemptOutcome.COMPLETED]
         assert (await store.counters())["completed", "default"] == 1

@@ -54,7 +54,14 @@ class AIHandler:
 
     async def __call__(self, value: Any, ctx: Context) -> AIResult:
         """Hand the job to the provider that the settings name."""
-        return await run_ai(ctx.task, value, self._settings, run_in_process=self._run_in_process, http=ctx.resources)
+        return await run_ai(
+            ctx.task,
+            value,
+            self._settings,
+            run_in_process=self._run_in_process,
+            http=ctx.resources,
+            stream=ctx.stream,
+        )
 
 
 @contextlib.asynccontextmanager

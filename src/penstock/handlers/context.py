@@ -109,8 +109,8 @@ class Context:
     def log(self) -> Any:
         """Return a structlog logger that carries the job's id, task, queue and attempt.
 
-        Its lines, from the worker's log level up, are also kept with the job: the newest of them, a line of over 8 KiB
-        cut. Safe from any thread.
+        Its lines, from ``info`` up (``debug`` where the worker logs it), are also kept with the job: the newest of
+        them, a line of over 8 KiB cut. Safe from any thread.
         """
         if self._log is None:
             write = self._write

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from collections.abc import Callable, MutableMapping
@@ -35,9 +36,17 @@ def make_job_log(store_line: Callable[[bytes], None] | None, **bound: Any) -> An
         store_line(encode_line(level, event, left_out=bound))
         return event
 
-    # Before the processors that are set: they add to the line what the worker's log needs.
+    # Before the processors that are set: they add to the line what the worker's log needs. What is below the level of
+    # that log goes no further than here: the logger under ours drops it.
     processors = [store, *structlog.get_config()["processors"]]
-    return structlog.wrap_logger(None, processors=processors, logger_factory_args=(_LOGGER,), **bound)
+    least = min(logging.INFO, logging.getLogger(_LOGGER).getEffectiveLevel() or logging.INFO)
+    return structlog.wrap_logger(
+        None,
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(least),
+        logger_factory_args=(_LOGGER,),
+        **bound,
+    )
 
 
 def encode_line(level: str, event: MutableMapping[str, Any], *, left_out: MutableMapping[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MappingProxyType
 
 import httpx
@@ -38,14 +39,20 @@ def choose_provider(settings: AISettings) -> Provider:
 
 
 async def run_ai(
-    task: str, value: object, settings: AISettings, *, run_in_process: RunInProcess, http: httpx.AsyncClient
+    task: str,
+    value: object,
+    settings: AISettings,
+    *,
+    run_in_process: RunInProcess,
+    http: httpx.AsyncClient,
+    stream: Callable[[str], None] = lambda _: None,
 ) -> AIResult:
     """Run one attempt of an AI job and return its result.
 
     `value` is the job's input. Raises `InvalidInput` (wrong shape or unknown task), `Retry` (another attempt may help;
     `after` in seconds is set when the server asked for a delay) or `Discard` (no attempt will help). `http` and
-    the pool stay the caller's.
+    the pool stay the caller's; `stream` gets pieces of the answer when the input asks for them.
     """
     request = parse_request(task, value)
-    around = Surroundings(settings=settings, run_in_process=run_in_process, http=http)
+    around = Surroundings(settings=settings, run_in_process=run_in_process, http=http, stream=stream)
     return await choose_provider(settings).complete(task, request, around)

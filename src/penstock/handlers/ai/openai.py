@@ -18,8 +18,11 @@ from penstock.handlers.ai.provider import AIResult, Surroundings, Usage
 from penstock.handlers.ai.request import AIRequest
 from penstock.handlers.ai.retry_after import retry_after_seconds
 from penstock.handlers.ai.settings import AISettings
+from penstock.handlers.ai.streaming import EVENT_STREAM, CompletionReader
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
+#: Each piece of a streamed answer comes in a wrapping of some 200 bytes.
+MAX_STREAM_BYTES = 32 * 1024 * 1024
 MAX_DETAIL_CHARS = 300
 
 PROMPTS = MappingProxyType(
@@ -61,8 +64,9 @@ class OpenAIProvider:
         try:
             # httpx bounds each read; this bounds the whole call, so that a server that drips bytes is given up too.
             async with asyncio.timeout(timeout_seconds):
+                reader = CompletionReader(around.stream) if request.stream else None
                 status, headers, body = await _post(
-                    around.http, settings, _payload(task, request, settings), timeout_seconds
+                    around.http, settings, _payload(task, request, settings), timeout_seconds, reader
                 )
         except (TimeoutError, httpx.TimeoutException) as error:
             raise Retry(f"the AI server gave no whole answer within {settings.timeout_ms} ms") from error
@@ -86,14 +90,22 @@ def _payload(task: str, request: AIRequest, settings: AISettings) -> bytes:
     }
     if request.max_tokens is not None:
         payload["max_tokens"] = request.max_tokens
+    if request.stream:
+        payload |= {"stream": True, "stream_options": {"include_usage": True}}
     return msgspec.json.encode(payload)
 
 
 async def _post(
-    http: httpx.AsyncClient, settings: AISettings, payload: bytes, timeout_seconds: float
+    http: httpx.AsyncClient,
+    settings: AISettings,
+    payload: bytes,
+    timeout_seconds: float,
+    reader: CompletionReader | None,
 ) -> tuple[int, Mapping[str, str], bytes]:
+    """Return the answer; a streamed one goes through the reader, and comes back as if it had not been streamed."""
     # No compression: the bound below counts the bytes that arrive, and a small packed body can unpack to gigabytes.
-    headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
+    accept = "application/json" if reader is None else f"{EVENT_STREAM}, application/json"
+    headers = {"Content-Type": "application/json", "Accept": accept, "Accept-Encoding": "identity"}
     if settings.api_key:
         headers["Authorization"] = f"Bearer {settings.api_key}"
     url = f"{(settings.base_url or '').rstrip('/')}/chat/completions"
@@ -102,11 +114,20 @@ async def _post(
     async with http.stream(
         "POST", url, content=payload, headers=headers, timeout=timeout_seconds, follow_redirects=False
     ) as response:
+        # A server that does not know how to stream answers as ever.
+        streams = response.is_success and response.headers.get("content-type", "").startswith(EVENT_STREAM)
+        limit = MAX_STREAM_BYTES if reader is not None and streams else MAX_ANSWER_BYTES
+        size = 0
         async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > MAX_ANSWER_BYTES:
-                raise Discard(f"the AI server's answer is longer than {MAX_ANSWER_BYTES} bytes")
-        return response.status_code, response.headers, bytes(body)
+            size += len(chunk)
+            if size > limit:
+                raise Discard(f"the AI server's answer is longer than {limit} bytes")
+            if reader is not None and streams:
+                reader.feed(chunk)
+            else:
+                body += chunk
+        whole = reader.whole() if reader is not None and streams else bytes(body)
+        return response.status_code, response.headers, whole
 
 
 def _refusal(status: int, headers: Mapping[str, str], body: bytes, settings: AISettings) -> Retry | Discard:

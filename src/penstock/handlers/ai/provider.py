@@ -36,11 +36,15 @@ class AIResult(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Surroundings:
-    """Hold what a provider may use; the caller owns the HTTP client and the pool and closes them."""
+    """Hold what a provider may use; the caller owns the HTTP client and the pool and closes them.
+
+    `stream` takes pieces of the answer as they come, where the request asks for that.
+    """
 
     settings: AISettings
     run_in_process: RunInProcess
     http: httpx.AsyncClient
+    stream: Callable[[str], None]
 
 
 class Provider(Protocol):

@@ -17,12 +17,13 @@ _PATH = re.compile(r" - at `\$\.([^`]{1,128})`")
 
 
 class AIRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Hold the input of one AI job; `max_tokens` and `instructions` mean something to language models only."""
+    """Hold the input of one AI job; all but `text` and `sentences` mean something to language models only."""
 
     text: str
     sentences: Annotated[int, msgspec.Meta(ge=1, le=50)] = DEFAULT_SENTENCES
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
     instructions: Annotated[str, msgspec.Meta(max_length=10_000)] | None = None
+    stream: bool = False
 
 
 def parse_request(task: str, value: object) -> AIRequest:
