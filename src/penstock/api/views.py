@@ -173,7 +173,10 @@ class Purged(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
-    """Show a worker that was seen in the last 60 s."""
+    """Show a worker that was seen in the last 60 s.
+
+    `stuck` counts the slots that are held by handlers which outlived their timeouts.
+    """
 
     name: str
     hostname: str
@@ -183,6 +186,7 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     tasks: tuple[str, ...]
     concurrency: int
     running: int
+    stuck: int
     started_at: Time
     seen_at: Time
     last_claim_at: Time | None
@@ -361,6 +365,7 @@ def worker(info: WorkerInfo) -> WorkerView:
         tasks=info.tasks,
         concurrency=info.concurrency,
         running=info.running,
+        stuck=info.stuck,
         started_at=format_time(info.started_at_ms),
         seen_at=format_time(info.seen_at_ms),
         last_claim_at=_time(info.last_claim_at_ms),

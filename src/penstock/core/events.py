@@ -32,6 +32,11 @@ JOB_LONG = "job.long"
 #: A thread went on after its job's timeout; its slot stays taken.
 THREAD_STUCK = "thread.stuck"
 THREAD_RETURNED = "thread.returned"
+#: The same of an async handler that catches its cancellation.
+HANDLER_STUCK = "handler.stuck"
+HANDLER_RETURNED = "handler.returned"
+#: So many slots are held by handlers that outlived their timeouts that the process drains and is replaced.
+WORKER_WORN = "worker.worn"
 
 STORE_LOST = "store.lost"
 STORE_BACK = "store.back"
@@ -70,6 +75,9 @@ EVENTS = frozenset(
         JOB_LONG,
         THREAD_STUCK,
         THREAD_RETURNED,
+        HANDLER_STUCK,
+        HANDLER_RETURNED,
+        WORKER_WORN,
         STORE_LOST,
         STORE_BACK,
         STORE_ADVICE,

@@ -365,6 +365,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     started_at_ms: int
     seen_at_ms: int = 0
     last_claim_at_ms: int | None = None
+    #: Slots held by handlers that outlived their timeouts.
+    stuck: int = 0
 
 
 class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,11 @@ from penstock.handlers.job_log import make_job_log
 PROGRESS_BYTES = 1024
 
 
+def deadline_of(timeout_ms: int | None) -> dt.datetime | None:
+    """Return when a handler that starts now is told to end."""
+    return None if timeout_ms is None else dt.datetime.now(dt.UTC) + dt.timedelta(milliseconds=timeout_ms)
+
+
 class CancelFlag:
     """Tell a handler that it should stop, and remember whether it looked; plain attributes, safe across threads."""
 

@@ -80,6 +80,9 @@ JOBS_RUNNING = Declared("penstock_jobs_running", "gauge", ("queue",), "Jobs that
 JOBS_DELAYED = Declared("penstock_jobs_delayed", "gauge", ("queue",), "Jobs scheduled or waiting for a retry.")
 DEAD_LETTERS = Declared("penstock_dead_letters", "gauge", ("queue",), "Failed jobs that are kept.")
 WORKERS = Declared("penstock_workers", "gauge", (), "Workers seen in the last 60 s.")
+STUCK_SLOTS = Declared(
+    "penstock_stuck_slots", "gauge", (), "Slots of workers that are held by handlers which outlived their timeouts."
+)
 STORE_UP = Declared("penstock_store_up", "gauge", (), "1 when the store answered this scrape in time, else 0.")
 BUILD_INFO = Declared("penstock_build_info", "gauge", ("version",), "Always 1; the label is the version.")
 HTTP_REQUESTS = Declared(
@@ -135,6 +138,7 @@ METRICS: tuple[Declared, ...] = (
     JOBS_DELAYED,
     DEAD_LETTERS,
     WORKERS,
+    STUCK_SLOTS,
     STORE_UP,
     STORE_MEMORY,
     STORE_MEMORY_LIMIT,
@@ -158,6 +162,7 @@ class StoreSnapshot:
     counters: Mapping[tuple[str, str], int]
     queues: Sequence[QueueInfo]
     workers: int
+    stuck_slots: int
     memory: MemoryUse
 
 
@@ -232,6 +237,7 @@ class _StoreCollector(Collector):
         yield _gauge(STORE_MEMORY, [((), snapshot.memory.used_bytes)])
         yield _gauge(STORE_MEMORY_LIMIT, [((), snapshot.memory.max_bytes)])
         yield _gauge(WORKERS, [((), snapshot.workers)])
+        yield _gauge(STUCK_SLOTS, [((), snapshot.stuck_slots)])
         queues = snapshot.queues
         names = {queue.name for queue in queues} | {queue for _, queue in snapshot.counters if queue}
         for name, declared in JOB_COUNTERS.items():

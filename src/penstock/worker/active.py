@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import time
 from collections.abc import Callable
 from typing import Any
 
 from penstock.core.job import ClaimedJob
+from penstock.core.outcome import Outcome
 from penstock.handlers.context import CancelFlag
 from penstock.handlers.registry import Task
 from penstock.worker.decide import Policy
@@ -27,6 +29,10 @@ class StopCause(enum.Enum):
     STALE = "stale"
 
 
+def _detach_nothing(_job: ActiveJob, _handler: asyncio.Task[Any], _outcome: Outcome) -> None:
+    return None
+
+
 class ActiveJob:
     """Be one attempt in this worker.
 
@@ -38,9 +44,12 @@ class ActiveJob:
         "_progress",
         "cause",
         "claimed",
+        "detach",
+        "detached",
         "flag",
         "lease_entry",
         "long_warned",
+        "mark_stuck",
         "output",
         "policy",
         "release_slot",
@@ -56,7 +65,13 @@ class ActiveJob:
         policy: Policy,
         release_slot: Callable[[], None],
         on_progress: Callable[[], None],
+        mark_stuck: Callable[[int], None] = lambda _change: None,
     ) -> None:
+        #: Counts a slot that its ended attempt still holds (1), and one that came back (-1).
+        self.mark_stuck = mark_stuck
+        #: Ends the attempt while its handler goes on and keeps the slot; set by the runner.
+        self.detach: Callable[[ActiveJob, asyncio.Task[Any], Outcome], None] = _detach_nothing
+        self.detached = False
         self.claimed = claimed
         self.task = task
         self.policy = policy

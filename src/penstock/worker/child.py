@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
 
 from penstock.core.errors import TaskError
-from penstock.core.outcome import Outcome
-from penstock.handlers.context import Context
+from penstock.core.outcome import Cancelled, Outcome
+from penstock.handlers.context import CancelFlag, Context, deadline_of
 from penstock.handlers.registry import Task, find_tasks
 from penstock.worker import loader, outcomes
-from penstock.worker.pool_child import TELL
+from penstock.worker.pool_child import STOP, TELL, Stop
 
 #: What a child tells of beside its output.
 PROGRESS = "progress"
@@ -32,6 +33,7 @@ class ChildJob(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     counted: int
     previous_outcome: str | None
+    timeout_ms: int | None
     result_bytes: int
     error_bytes: int
 
@@ -48,11 +50,25 @@ def start_child(log_json: bool | None, log_level: str, modules: tuple[str, ...])
 
 
 def run_in_child(job: ChildJob) -> Outcome:
-    """Run the handler and describe how it ended; nothing but an end of the process escapes."""
+    """Run the handler and describe how it ended; nothing but an end of the process escapes.
+
+    ``Cancelled`` is the answer of one that was told to end and did; the parent knows whether a cancel or its time was
+    the cause.
+    """
+    stop, flag = STOP.get() or Stop(), CancelFlag()
+
+    def tell() -> None:
+        flag.requested = True
+
+    stop.on_ask(tell)
     try:
-        value = _call(_task(job), job)
+        value = _call(_task(job), job, stop, flag)
+    except asyncio.CancelledError as error:
+        return Cancelled() if stop.asked else outcomes.raised(error, limit=job.error_bytes)
     except BaseException as error:  # noqa: BLE001 - a handler that calls sys.exit() has failed, not the child
         return outcomes.raised(error, limit=job.error_bytes)
+    if stop.asked and flag.seen:
+        return Cancelled()
     return outcomes.succeeded(value, limit=job.result_bytes)
 
 
@@ -63,7 +79,7 @@ def _task(job: ChildJob) -> Task[..., Any]:
     raise LookupError(f"module {job.module!r} has no task {job.name!r} in a child process")
 
 
-def _call(task: Task[..., Any], job: ChildJob) -> Any:
+def _call(task: Task[..., Any], job: ChildJob, stop: Stop, flag: CancelFlag) -> Any:
     binder = task.binder
     arguments = binder.bind(job.input)
     if binder.context_name is not None:
@@ -75,9 +91,24 @@ def _call(task: Task[..., Any], job: ChildJob) -> Any:
             attempt=job.attempt,
             counted=job.counted,
             previous_outcome=job.previous_outcome,
+            deadline=deadline_of(job.timeout_ms),
+            flag=flag,
             report=lambda value: tell(PROGRESS, value),
             write=lambda kind, value: tell(kind.value, value),
         )
     if inspect.iscoroutinefunction(task.function):
-        return asyncio.run(task.function(**arguments))
+        return asyncio.run(_until_asked(task.function(**arguments), stop))
     return task.function(**arguments)
+
+
+async def _until_asked(work: Coroutine[Any, Any, Any], stop: Stop) -> Any:
+    """Run an async handler, and cancel it when it is asked to end."""
+    loop, me = asyncio.get_running_loop(), asyncio.current_task()
+    assert me is not None
+
+    def cancel() -> None:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(me.cancel)
+
+    stop.on_ask(cancel)
+    return await work

@@ -21,6 +21,8 @@ sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))
 #: Exit codes, as in ``sysexits.h``.
 EXIT_OK = 0
 EXIT_CONFIG = 78
+#: Handlers that cannot be stopped hold too many slots: another process is to take its place.
+EXIT_WORN = 75
 #: What the supervisor writes after the orders: begin to drain, hand back at once.
 DRAIN = b"d"
 HASTEN = b"h"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import datetime as dt
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -14,13 +13,13 @@ from penstock.core import events
 from penstock.core.limits import Limits
 from penstock.core.outcome import Cancelled, Outcome, Released, Succeeded
 from penstock.core.output import OutputKind
-from penstock.handlers.context import Context
+from penstock.handlers.context import Context, deadline_of
 from penstock.handlers.registry import Executor, Registry
 from penstock.worker import outcomes
 from penstock.worker.active import ActiveJob, StopCause
 from penstock.worker.child import PROGRESS, ChildJob, run_in_child
 from penstock.worker.output import AttemptOutput, OutputWriter
-from penstock.worker.pool import ChildDied, ChildStopped, ChildTimedOut, ProcessPool
+from penstock.worker.pool import STOP_GRACE_S, ChildDied, ChildStopped, ChildTimedOut, ProcessPool
 from penstock.worker.threads import Threads
 
 
@@ -70,10 +69,7 @@ class Handlers:
         return job.output
 
     def _context(self, job: ActiveJob) -> Context:
-        claimed, timeout_ms = job.claimed, job.policy.timeout_ms
-        deadline = None
-        if timeout_ms is not None:
-            deadline = dt.datetime.now(dt.UTC) + dt.timedelta(milliseconds=timeout_ms)
+        claimed = job.claimed
         return Context(
             id=claimed.token.job_id,
             task=claimed.task,
@@ -81,7 +77,7 @@ class Handlers:
             attempt=claimed.token.attempt,
             counted=claimed.counted,
             previous_outcome=claimed.previous.value if claimed.previous else None,
-            deadline=deadline,
+            deadline=deadline_of(job.policy.timeout_ms),
             resources=self._resources.get(self.registry.module_of(job.task.name)),
             flag=job.flag,
             report=job.report,
@@ -99,36 +95,61 @@ class LoopExecutor:
         me = asyncio.current_task()
         assert me is not None
         limits = self._handlers.limits
-        timeout_ms = job.policy.timeout_ms
-        limit: asyncio.Timeout | None = None
+        clock = _LoopClock(job, me) if job.policy.timeout_ms is not None else None
 
         def cancel(_cause: StopCause) -> None:
             me.cancel()
 
         job.stopper = cancel
         try:
-            arguments = self._handlers.arguments(job, text)
-            if timeout_ms is None:
-                value = await job.task.function(**arguments)
-            else:
-                async with asyncio.timeout(timeout_ms / 1000) as limit:
-                    value = await job.task.function(**arguments)
+            value = await job.task.function(**self._handlers.arguments(job, text))
         except GeneratorExit:
             # The loop is being torn down; awaiting anything more is not allowed.
             raise
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything, also sys.exit()
-            job.stopper = None
-            if job.cause is not None:
+            if job.cause is not None and not job.detached:
                 while me.uncancel():
                     pass
                 return outcome_of_stop(job.cause, job)
-            if limit is not None and limit.expired():
-                return outcomes.timed_out(timeout_ms or 0)
+            if clock is not None and clock.expired:
+                while me.uncancel():
+                    pass
+                return clock.outcome
             return outcomes.raised(error, limit=limits.error_bytes)
-        job.stopper = None
+        finally:
+            job.stopper = None
+            if clock is not None:
+                clock.stop()
         if job.cause is StopCause.STALE:
             return None
+        if clock is not None and clock.expired:
+            # It caught its cancellation; what it made came too late, as on the other executors.
+            while me.uncancel():
+                pass
+            return clock.outcome
         return outcomes.succeeded(value, limit=limits.result_bytes)
+
+
+class _LoopClock:
+    """Cancel an async handler at its timeout, and end the attempt without it when it goes on in spite of that."""
+
+    def __init__(self, job: ActiveJob, handler: asyncio.Task[Any]) -> None:
+        self._job = job
+        self._handler = handler
+        self._loop = asyncio.get_running_loop()
+        timeout_ms = job.policy.timeout_ms or 0
+        self.expired = False
+        self.outcome = outcomes.timed_out(timeout_ms)
+        self._timer = self._loop.call_later(timeout_ms / 1000, self._expire)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _expire(self) -> None:
+        self.expired = True
+        self._job.flag.requested = True
+        self._handler.cancel()
+        self._timer = self._loop.call_later(STOP_GRACE_S, self._job.detach, self._job, self._handler, self.outcome)
 
 
 class ThreadExecutor:
@@ -159,6 +180,7 @@ class ThreadExecutor:
                 answer.set_result(outcome)
                 return
             self.stuck -= 1
+            job.mark_stuck(-1)
             self._tell(events.THREAD_RETURNED, "A thread returned after its attempt had ended; its slot is free.", job)
             if release is not None:
                 release()
@@ -170,6 +192,7 @@ class ThreadExecutor:
             if cause is StopCause.CANCEL or answer.done():
                 return
             self.stuck += 1
+            job.mark_stuck(1)
             job.release_slot = None
             answer.set_result(outcome_of_stop(cause, job))
             if cause is StopCause.TIMEOUT:
@@ -213,7 +236,7 @@ class ThreadExecutor:
 
 
 class ProcessExecutor:
-    """Run functions in child processes; a stop and the timeout kill the child."""
+    """Run functions in child processes; a cancel and the timeout tell the function, and kill a child that goes on."""
 
     def __init__(self, handlers: Handlers, pool: ProcessPool) -> None:
         self._handlers = handlers
@@ -231,6 +254,7 @@ class ProcessExecutor:
             attempt=claimed.token.attempt,
             counted=claimed.counted,
             previous_outcome=claimed.previous.value if claimed.previous else None,
+            timeout_ms=timeout_ms,
             result_bytes=limits.result_bytes,
             error_bytes=limits.error_bytes,
         )
@@ -240,7 +264,16 @@ class ProcessExecutor:
             timeout_s=None if timeout_ms is None else timeout_ms / 1000,
             on_told=self._listener(job) if job.task.binder.context_name is not None else None,
         )
-        job.stopper = lambda _cause: call.kill()
+        killing: list[asyncio.TimerHandle] = []
+
+        def stop(cause: StopCause) -> None:
+            if cause is StopCause.CANCEL:
+                call.ask()
+                killing.append(asyncio.get_running_loop().call_later(STOP_GRACE_S, call.kill))
+            else:
+                call.kill()
+
+        job.stopper = stop
         try:
             outcome: Outcome = await call.future
         except ChildTimedOut:
@@ -253,6 +286,8 @@ class ProcessExecutor:
             return outcomes.raised(error, limit=limits.error_bytes)
         finally:
             job.stopper = None
+            for timer in killing:
+                timer.cancel()
         return None if job.cause is StopCause.STALE else outcome
 
     def _listener(self, job: ActiveJob) -> Callable[[str, bytes], None]:

@@ -20,12 +20,14 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from penstock.worker.pool_child import BOOT, ERROR, TOLD, Initializer, revive
+from penstock.worker.pool_child import BOOT, ERROR, NUMBER, TOLD, Initializer, revive
 
 #: Starting and importing; a child that needs longer is taken for dead.
 STARTUP_S = 120.0
 #: A child's grandchildren can keep its pipe open after its death, so a busy child is looked at this often.
 LOOK_S = 0.5
+#: How long work that was told to end may still take before its child is killed.
+STOP_GRACE_S = 2.0
 
 
 class ChildDied(Exception):
@@ -45,7 +47,7 @@ class ChildStopped(Exception):
 
 
 class Call:
-    """Be one piece of work; ``kill`` stops it from any thread, whether it has started or not."""
+    """Be one piece of work. ``ask`` tells it to end and ``kill`` ends it, from any thread, started or not."""
 
     def __init__(
         self,
@@ -59,10 +61,21 @@ class Call:
         self.arguments = arguments
         self.timeout_s = timeout_s
         self.killed = False
+        #: Its timeout has passed.
+        self.late = False
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self._loop.create_future()
         self._process: subprocess.Popen[bytes] | None = None
+        self._ask: Callable[[], None] | None = None
         self._lock = threading.Lock()
+
+    def ask(self) -> None:
+        """Tell the work to end; what has not started never does."""
+        with self._lock:
+            if self._ask is not None:
+                self._ask()
+            elif self._process is None:
+                self.killed = True
 
     def kill(self) -> None:
         """Stop the work by killing the child that does it."""
@@ -71,18 +84,18 @@ class Call:
             if self._process is not None:
                 self._process.kill()
 
-    def enter(self, process: subprocess.Popen[bytes]) -> bool:
-        """Note the child that begins the work; False when it was stopped before."""
+    def enter(self, process: subprocess.Popen[bytes], ask: Callable[[], None]) -> bool:
+        """Note the child that begins the work, and how to ask it to end; False when it was stopped before."""
         with self._lock:
             if self.killed:
                 return False
-            self._process = process
+            self._process, self._ask = process, ask
             return True
 
     def leave(self) -> None:
         """Note that the child is done, so that a late ``kill`` does not reach the next work."""
         with self._lock:
-            self._process = None
+            self._process = self._ask = None
 
     def answer(self, value: Any = None, error: BaseException | None = None) -> None:
         """Hand the answer to the loop; nobody listens when the loop is gone."""
@@ -125,6 +138,9 @@ class ProcessPool:
         on_told: Callable[[str, bytes], None] | None = None,
     ) -> Call:
         """Queue a call and return it; the timeout counts from when a child takes the work up.
+
+        At the timeout the work is asked to end, and its child killed where it goes on for ``STOP_GRACE_S``; both are
+        ``ChildTimedOut``.
 
         ``on_told`` gets, on a thread of the pool, what the function tells through ``pool_child.TELL``; must not raise.
         Its future raises ``ChildDied``, ``ChildTimedOut``, ``ChildStopped`` or what the function raised.
@@ -199,6 +215,8 @@ class _Slot(threading.Thread):
         super().__init__(name="penstock-pool", daemon=True)
         self._pool = pool
         self._child: tuple[subprocess.Popen[bytes], Connection[Any, Any], int] | None = None
+        #: How many calls the child has taken up.
+        self._calls = 0
         self.closing = False
 
     def run(self) -> None:
@@ -226,31 +244,52 @@ class _Slot(threading.Thread):
         # Pickled here and not by the pipe, so that what cannot be pickled leaves the child untouched.
         work = pickle.dumps((call.function, call.arguments))
         process, pipe = self._ready_child()
-        if not call.enter(process):
+        assert self._child is not None
+        lifeline, number = self._child[2], NUMBER.pack(self._calls + 1)
+
+        def ask() -> None:
+            with contextlib.suppress(OSError):
+                os.write(lifeline, number)
+
+        if not call.enter(process, ask):
             raise ChildStopped
-        deadline = None if call.timeout_s is None else time.monotonic() + call.timeout_s
+        self._calls += 1
         try:
             pipe.send_bytes(work)
-            while True:
-                is_ready = pipe.poll(LOOK_S if deadline is None else max(0.0, min(LOOK_S, deadline - time.monotonic())))
-                if is_ready:
-                    kind, value = pipe.recv()
-                    if kind != TOLD:
-                        break
-                    if call.on_told is not None:
-                        call.on_told(*value)
-                elif process.poll() is not None:
-                    raise EOFError
-                # Also for one that tells without end.
-                if deadline is not None and time.monotonic() >= deadline:
-                    self._end()
-                    raise ChildTimedOut
+            kind, value = self._await_answer(call, process, pipe)
         except (EOFError, OSError) as error:
             exit_code = self._end(grace_s=1.0)
-            raise (ChildStopped() if self._unwanted(call) else ChildDied(exit_code)) from error
+            if self._unwanted(call):
+                raise ChildStopped from error
+            raise (ChildTimedOut() if call.late else ChildDied(exit_code)) from error
+        if call.late:
+            raise ChildTimedOut
         if kind == ERROR:
             raise revive(*value)
         return value
+
+    def _await_answer(
+        self, call: Call, process: subprocess.Popen[bytes], pipe: Connection[Any, Any]
+    ) -> tuple[str, Any]:
+        deadline = None if call.timeout_s is None else time.monotonic() + call.timeout_s
+        while True:
+            is_ready = pipe.poll(LOOK_S if deadline is None else max(0.0, min(LOOK_S, deadline - time.monotonic())))
+            if is_ready:
+                kind, value = pipe.recv()
+                if kind != TOLD:
+                    return kind, value
+                if call.on_told is not None:
+                    call.on_told(*value)
+            elif process.poll() is not None:
+                raise EOFError
+            # Also for one that tells without end.
+            if deadline is not None and time.monotonic() >= deadline:
+                if call.late:
+                    self._end()
+                    raise ChildTimedOut
+                call.late = True
+                call.ask()
+                deadline += STOP_GRACE_S
 
     def _unwanted(self, call: Call) -> bool:
         return call.killed or self.closing
@@ -259,6 +298,7 @@ class _Slot(threading.Thread):
         if self._child is not None and self._child[0].poll() is None:
             return self._child[:2]
         self._end()
+        self._calls = 0
         self._child = self._pool.start_child()
         process, pipe, _lifeline = self._child
         if self.closing:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import pickle
 import signal
+import struct
 import sys
 import threading
 import traceback
@@ -30,6 +31,8 @@ ERROR = "error"
 TOLD = "told"
 
 Initializer = Callable[..., None]
+#: What the parent writes into the lifeline: the number of the call that is asked to end.
+NUMBER = struct.Struct("!Q")
 
 
 def _tell_nobody(_what: str, _value: bytes) -> None:
@@ -42,13 +45,64 @@ TELL: contextvars.ContextVar[Callable[[str, bytes], None]] = contextvars.Context
 )
 
 
+class Stop:
+    """Tell a call under way that it should end; asked from another thread."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._callbacks: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+
+    def on_ask(self, callback: Callable[[], None]) -> None:
+        """Call back once the parent asks; at once where it has."""
+        with self._lock:
+            if not self.asked:
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def ask(self) -> None:
+        """Ask."""
+        with self._lock:
+            self.asked = True
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+
+#: Tells a call under way to end; None outside of one.
+STOP: contextvars.ContextVar[Stop | None] = contextvars.ContextVar("penstock_stop", default=None)
+
+
+class _Calls:
+    """Number the calls, so that one is not told to end in the name of the one before."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._stop: Stop | None = None
+        self._lock = threading.Lock()
+
+    def begin(self) -> Stop:
+        with self._lock:
+            self._number += 1
+            self._stop = Stop()
+            return self._stop
+
+    def ask(self, number: int) -> None:
+        with self._lock:
+            stop = self._stop if number == self._number else None
+        if stop is not None:
+            stop.ask()
+
+
 def serve(pipe: Connection[Any, Any], lifeline: int) -> None:
     """Answer calls until the parent closes the pipe; end at once when the parent ends."""
     # A signal to the whole process group is for the worker to answer; it ends its children itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ask_kernel_to_end_with_parent()
-    threading.Thread(target=_end_with_parent, args=(lifeline,), name="penstock-parent-watch", daemon=True).start()
+    calls = _Calls()
+    threading.Thread(target=_listen, args=(lifeline, calls), name="penstock-parent-watch", daemon=True).start()
     initializer, arguments = pipe.recv()
     if initializer is not None:
         initializer(*arguments)
@@ -59,13 +113,14 @@ def serve(pipe: Connection[Any, Any], lifeline: int) -> None:
         except EOFError:
             return
         teller = _Teller(pipe)
-        reset = TELL.set(teller.tell)
+        reset, reset_stop = TELL.set(teller.tell), STOP.set(calls.begin())
         try:
             function, values = pickle.loads(work)  # noqa: S301 - written by our own parent process
             encoded = pickle.dumps((VALUE, function(*values)))
         except BaseException as error:  # noqa: BLE001 - sent to the caller, also a SystemExit
             encoded = pickle.dumps((ERROR, _describe(error)))
         TELL.reset(reset)
+        STOP.reset(reset_stop)
         teller.end(encoded)
 
 
@@ -105,10 +160,10 @@ def ask_kernel_to_end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _end_with_parent(lifeline: int) -> None:
-    # Nothing is ever written: the read ends when the parent, the only one that could write, is gone.
-    while os.read(lifeline, 1):
-        pass
+def _listen(lifeline: int, calls: _Calls) -> None:
+    # The read ends when the parent, the only one that could write, is gone.
+    while text := os.read(lifeline, NUMBER.size):
+        calls.ask(NUMBER.unpack(text)[0])
     os._exit(1)
 
 

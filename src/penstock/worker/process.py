@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -15,7 +16,7 @@ from penstock.core import events
 from penstock.core.errors import ConfigError, StoreMismatch, TaskError
 from penstock.observability.logs import configure_logging
 from penstock.store import Store, connect
-from penstock.worker.control import DRAIN, EXIT_CONFIG, EXIT_OK, HASTEN, Orders, read_orders
+from penstock.worker.control import DRAIN, EXIT_CONFIG, EXIT_OK, EXIT_WORN, HASTEN, Orders, read_orders
 from penstock.worker.lease_table import LeaseWriter
 from penstock.worker.pool_child import ask_kernel_to_end_with_parent
 from penstock.worker.service import Worker
@@ -70,3 +71,8 @@ async def _run(orders: Orders, control: int, writer: LeaseWriter) -> None:
 
     threading.Thread(target=listen, name="penstock-control", daemon=True).start()
     await worker.run()
+    if worker.stuck:
+        # A handler that catches every cancellation would keep the loop from closing; there is nothing left to close.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_WORN if worker.worn else EXIT_OK)

@@ -42,13 +42,38 @@ class Runner:
         self._outage = Outage("input")
         self._log: Any = structlog.get_logger("penstock.worker")
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Handlers that go on after their attempt has ended.
+        self._stuck: set[asyncio.Task[None]] = set()
 
     def start(self, job: ActiveJob) -> None:
         """Run a claimed job in a task of its own."""
         self._held.add(job)
+        job.detach = self._detach
         running = asyncio.get_running_loop().create_task(self._run(job))
         self._tasks.add(running)
         running.add_done_callback(self._tasks.discard)
+
+    def _detach(self, job: ActiveJob, handler: asyncio.Task[None], outcome: Outcome) -> None:
+        """End an attempt whose handler does not stop; it holds its slot until it returns, and no drain waits for it."""
+        job.detached = True
+        job.mark_stuck(1)
+        release, job.release_slot = job.release_slot, None
+        log = self._bound(job)
+        log.warning(events.HANDLER_STUCK, message="A handler outlived its timeout; its slot stays taken until it ends.")
+        self._tasks.discard(handler)
+        self._stuck.add(handler)
+
+        def returned(_handler: asyncio.Task[None]) -> None:
+            self._stuck.discard(handler)
+            job.mark_stuck(-1)
+            log.warning(events.HANDLER_RETURNED, message="A handler ended after its attempt had; its slot is free.")
+            if release is not None:
+                release()
+
+        handler.add_done_callback(returned)
+        ending = asyncio.get_running_loop().create_task(self._end_apart(job, _after_cancel(job, outcome)))
+        self._tasks.add(ending)
+        ending.add_done_callback(self._tasks.discard)
 
     async def wait_idle(self) -> None:
         """Return when no job runs."""
@@ -57,32 +82,46 @@ class Runner:
 
     def abandon(self) -> None:
         """Cancel what still runs; its leases go back when the worker leaves."""
-        for running in self._tasks:
+        for running in (*self._tasks, *self._stuck):
             running.cancel()
 
     async def _run(self, job: ActiveJob) -> None:
         try:
             outcome = await self._execute(job)
-            if outcome is None:
-                self._tell_stale(job)
-                return
-            settle = decide(job.claimed.token, outcome, job.policy, counted=job.claimed.counted, draw=random.random())
-            self._release_early(job)
-            if job.output is not None:
-                await job.output.close()
-            settled = await self._settler.settle(settle)
-            if settled is None:
-                return
-            if settled.code is SettleCode.STALE:
-                self._tell_stale(job)
-            elif settle.verb is not Verb.COMPLETE:
-                self._tell(job, settle)
+            if not job.detached:
+                await self._end(job, outcome)
         finally:
-            if job.output is not None:
-                job.output.abandon()
-            self._held.drop(job)
-            if job.release_slot is not None:
-                job.release_slot()
+            if not job.detached:
+                self._let_go(job)
+
+    async def _end_apart(self, job: ActiveJob, outcome: Outcome | None) -> None:
+        try:
+            await self._end(job, outcome)
+        finally:
+            self._let_go(job)
+
+    def _let_go(self, job: ActiveJob) -> None:
+        if job.output is not None:
+            job.output.abandon()
+        self._held.drop(job)
+        if job.release_slot is not None:
+            job.release_slot()
+
+    async def _end(self, job: ActiveJob, outcome: Outcome | None) -> None:
+        if outcome is None:
+            self._tell_stale(job)
+            return
+        settle = decide(job.claimed.token, outcome, job.policy, counted=job.claimed.counted, draw=random.random())
+        self._release_early(job)
+        if job.output is not None:
+            await job.output.close()
+        settled = await self._settler.settle(settle)
+        if settled is None:
+            return
+        if settled.code is SettleCode.STALE:
+            self._tell_stale(job)
+        elif settle.verb is not Verb.COMPLETE:
+            self._tell(job, settle)
 
     def _release_early(self, job: ActiveJob) -> None:
         """Free the slot of a short job before its end is written, so that claims and settles overlap.

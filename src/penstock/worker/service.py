@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -33,7 +35,7 @@ from penstock.worker.leases import Held, LeaseKeeper, LeaseTask, LeaseThread, St
 from penstock.worker.loader import load_modules
 from penstock.worker.options import WorkerOptions
 from penstock.worker.output import OutputWriter
-from penstock.worker.pool import ProcessPool
+from penstock.worker.pool import STOP_GRACE_S, ProcessPool
 from penstock.worker.runner import Runner
 from penstock.worker.settler import Settler
 from penstock.worker.slots import Slots
@@ -82,6 +84,9 @@ class Worker:
         self._started_at_ms = time.time_ns() // 1_000_000
         self._announced_s: float | None = None
         self._told_of_claim = False
+        #: It stops because too many of its slots are stuck.
+        self.worn = False
+        self._mark_stuck: dict[Executor, Callable[[int], None]]
         self._store: Store
         self._slots: Slots
         self._settler: Settler
@@ -195,6 +200,7 @@ class Worker:
         tasks: dict[Executor, tuple[str, ...]] = {kind: self._registry.names([kind]) for kind in EXECUTORS}
         # An executor without tasks has no slots, else a full worker would never look full.
         one = 1 if self._alone else None
+        self._mark_stuck = {kind: functools.partial(self._note_stuck, kind) for kind in EXECUTORS}
         self._slots = Slots({kind: one or sizes[kind] if tasks[kind] else 0 for kind in EXECUTORS}, most=one)
         self._settler = Settler(self._store)
         nonce = secrets.token_hex(8)
@@ -254,8 +260,30 @@ class Worker:
             policy_of(claimed.options, task.info, self.options.defaults),
             release_slot=self._slots.take(executor),
             on_progress=self._leases.poke_progress,
+            mark_stuck=self._mark_stuck[executor],
         )
         self._runner.start(job)
+
+    def _note_stuck(self, executor: Executor, change: int) -> None:
+        self._slots.mark_stuck(executor, change)
+        if change > 0 and self._writer is not None:
+            # One that looks at `ctx.cancelled` returns in a moment, and is no reason.
+            asyncio.get_running_loop().call_later(STOP_GRACE_S, self._look_for_wear)
+
+    def _look_for_wear(self) -> None:
+        if self._slots.worn and not self.stopping:
+            self.worn = True
+            self._log.error(
+                events.WORKER_WORN,
+                message="Handlers that outlived their timeouts hold a quarter of the slots; a new process takes over.",
+                stuck=self._slots.stuck,
+            )
+            self.request_stop()
+
+    @property
+    def stuck(self) -> int:
+        """Return how many slots are held by handlers whose attempts have ended."""
+        return self._slots.stuck
 
     async def _refuse(self, claimed: ClaimedJob) -> None:
         await self._settler.settle(Settle(token=claimed.token, verb=Verb.RELEASE))
@@ -311,6 +339,7 @@ class Worker:
             tasks=self._registry.names(),
             concurrency=self._slots.size,
             running=self._slots.taken,
+            stuck=self._slots.stuck,
             started_at_ms=self._started_at_ms,
             last_claim_at_ms=self._last_contact_ms(),
         )

@@ -17,6 +17,7 @@ class Slots:
         self._most = most
         self._sizes = dict(sizes)
         self._free = dict(sizes)
+        self._stuck = dict.fromkeys(sizes, 0)
         self.on_freed: Callable[[], None] = lambda: None
 
     def free(self, executor: Executor) -> int:
@@ -37,6 +38,23 @@ class Slots:
     def full(self) -> bool:
         """Tell whether no executor has room."""
         return not any(self._free.values()) or (self._most is not None and self.taken >= self._most)
+
+    @property
+    def stuck(self) -> int:
+        """Return how many slots are held by handlers whose attempts have ended."""
+        return sum(self._stuck.values())
+
+    @property
+    def worn(self) -> bool:
+        """Tell whether a quarter of an executor's slots is stuck."""
+        return any(
+            stuck and stuck * 4 >= min(self._sizes[executor], self._most or self._sizes[executor])
+            for executor, stuck in self._stuck.items()
+        )
+
+    def mark_stuck(self, executor: Executor, change: int) -> None:
+        """Count a slot that is stuck (1), or came back (-1)."""
+        self._stuck[executor] += change
 
     def take(self, executor: Executor) -> Callable[[], None]:
         """Take a slot and return the function that gives it back once, however often it is called."""

@@ -28,7 +28,7 @@ from penstock.core.limits import SCRIPT_ITEMS
 from penstock.store import Store, StoreOptions, connect
 from penstock.worker import lease_table
 from penstock.worker.backoff import Outage
-from penstock.worker.control import BOOT, DRAIN, EXIT_CONFIG, EXIT_OK, HASTEN, Orders, encode_orders
+from penstock.worker.control import BOOT, DRAIN, EXIT_CONFIG, EXIT_OK, EXIT_WORN, HASTEN, Orders, encode_orders
 from penstock.worker.options import WorkerOptions
 
 #: The first five come at once: a few deaths cost nothing. A process that cannot live at all must not take the machine.
@@ -141,7 +141,7 @@ class Supervisor:
             del self._processes[number]
             os.close(child.control)
             code = child.process.returncode
-            lost = code not in (EXIT_OK, EXIT_CONFIG) and not child.handed_back
+            lost = code not in (EXIT_OK, EXIT_CONFIG, EXIT_WORN) and not child.handed_back
             started = child.leases.started()
             child.leases.close()
             self._give_back(child, started=started if lost else None)
@@ -155,7 +155,7 @@ class Supervisor:
                 # There are none left; the others tell when they see some again.
                 self._apart.clear()
                 continue
-            if time.monotonic() - child.started_s >= _STABLE_S or (alone and started):
+            if code == EXIT_WORN or time.monotonic() - child.started_s >= _STABLE_S or (alone and started):
                 failures = 0
             delay_s = _RESTART_DELAYS_S[min(failures, len(_RESTART_DELAYS_S) - 1)]
             failures += 1

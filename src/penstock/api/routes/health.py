@@ -171,4 +171,10 @@ async def _snapshot(services: Services) -> metrics.StoreSnapshot:
     counters, queues, workers, memory = await asyncio.gather(
         store.counters(), store.queues(), store.workers(), _memory(services)
     )
-    return metrics.StoreSnapshot(counters=counters, queues=queues, workers=len(workers), memory=memory)
+    return metrics.StoreSnapshot(
+        counters=counters,
+        queues=queues,
+        workers=len(workers),
+        stuck_slots=sum(worker.stuck for worker in workers),
+        memory=memory,
+    )
