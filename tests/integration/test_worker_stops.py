@@ -1,4 +1,4 @@
-"""The matrix of what a timeout and a cancel do: on each executor, to handlers that heed them and to those that do not."""
+"""What a timeout and a cancel do: on each executor, to handlers that heed them and to those that do not."""
 
 from __future__ import annotations
 
