@@ -16,6 +16,7 @@ import uvloop
 
 from penstock.api.app import create_app
 from penstock.api.front import Front
+from penstock.api.one_write import OneWriteProtocol
 from penstock.api.options import ApiOptions
 from penstock.core import events
 from penstock.core.errors import ConfigError, StoreError, StoreMismatch
@@ -131,7 +132,7 @@ async def _serve(
     config = uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=OneWriteProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

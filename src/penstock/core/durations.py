@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import math
 import re
 
@@ -56,5 +57,11 @@ def parse_time_ms(text: str) -> int:
 
 def format_time(unix_ms: int) -> str:
     """Return Unix ms as RFC 3339 UTC with milliseconds."""
-    moment = _EPOCH + dt.timedelta(milliseconds=unix_ms)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    seconds, ms = divmod(unix_ms, 1_000)
+    return f"{_format_second(seconds)}.{ms:03}Z"
+
+
+@functools.lru_cache(maxsize=1_024)
+def _format_second(unix_s: int) -> str:
+    """Return a second's part of it; most times that are written at a moment share it."""
+    return (_EPOCH + dt.timedelta(seconds=unix_s)).replace(tzinfo=None).isoformat(timespec="seconds")

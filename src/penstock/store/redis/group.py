@@ -46,6 +46,8 @@ class Group(Generic[Item, Answer]):
         self._weigh = weigh
         self._waiting: deque[_Caller[Item, Answer]] = deque()
         self._sender: asyncio.Task[None] | None = None
+        # Asking for it costs a system call each time. A store belongs to one loop.
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def add(self, items: Sequence[Item]) -> list[Answer | Exception]:
         """Send the items with whoever else is calling; an exception stands in its item's place.
@@ -54,7 +56,9 @@ class Group(Generic[Item, Answer]):
         """
         if not items:
             return []
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
         caller: _Caller[Item, Answer] = _Caller(items, loop.create_future())
         self._waiting.append(caller)
         if self._sender is None or self._sender.done():
