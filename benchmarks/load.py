@@ -23,7 +23,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """Say what to send.
 
     ``items`` 0 sends a job a request, else batches of so many as ``media_type``. Numbers of jobs start at ``first``,
-    and stop before ``last``. What is sent in the first ``warm_seconds`` is not timed.
+    and stop before ``last``. Of single jobs, what is sent in the first ``warm_seconds`` is not timed.
     """
 
     port: int
@@ -85,15 +85,19 @@ class Load:
             self.refused += 1
             self.refusal = answer[:500]
             return
-        if self.begin <= now <= self.end:
+        if self.order.items or self.begin <= now <= self.end:
             self.answers.append(now)
         if sent >= self.begin:
             self.times.append(now - sent)
 
     def summary(self) -> dict[str, Any]:
-        # From the first answer to the last, so that what was half done at either end cancels out.
-        between = self.answers[-1] - self.answers[0] if len(self.answers) > 1 else 0.0
-        answered = (len(self.answers) - 1) * (self.order.items or 1)
+        answered, between = 0, 0.0
+        if self.order.items and self.answers:
+            # Few and long: from the first request to the last answer, with the beginning and the end.
+            answered, between = len(self.answers) * self.order.items, self.answers[-1] - self.begin
+        elif len(self.answers) > 1:
+            # From the first answer to the last, so that what was half done at either end cancels out.
+            answered, between = len(self.answers) - 1, self.answers[-1] - self.answers[0]
         return {
             "sent": self.next - self.order.first,
             "refused": self.refused,
@@ -173,7 +177,7 @@ async def run(order: Order) -> dict[str, Any]:
     for _ in range(order.connections):
         _, caller = await loop.create_connection(lambda: Caller(load, done), "127.0.0.1", order.port)
         callers.append(caller)
-    load.begin = time.perf_counter() + order.warm_seconds
+    load.begin = time.perf_counter() + (0.0 if order.items else order.warm_seconds)
     load.end = load.begin + order.seconds
     for caller in callers:
         caller.send()

@@ -51,7 +51,7 @@ _LIMIT = (
 _SUBMITTING = (
     "One API process, a job a request, requests on connections that stay open, each sent when the last one was "
     "answered. The load comes from a process of its own that speaks HTTP on bare sockets. Afterwards a worker "
-    "runs what was submitted, and each job must have run once."
+    "runs what was submitted, and each job must have run once; in the last row it does so meanwhile, on the same cores."
 )
 _BATCH = "The same generator, a thousand jobs a request. The append-only file is written as shipped, or not at all."
 
@@ -130,9 +130,9 @@ def _section(report: Report | None, section: str, title: str, text: str, more: S
     if not found:
         return ""
     parts = [f"## {title}", text, tables.figures(found, more=more)]
-    settings = dict.fromkeys(figure.settings for figure in found if figure.settings)
-    if settings:
-        parts.append("Settings: " + ". ".join(settings) + ".")
+    settings = {figure.settings for figure in found}
+    if len(settings) == 1 and (only := settings.pop()):
+        parts.append(f"Settings: {only}.")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -151,7 +151,8 @@ def submitting(results: Results) -> str:
     parts.append(
         _section(
             report, "fsync", "`POST /submit` that waits for the disk",
-            "With `--durability fsync` the answer is given once the job is on the disk.", ("p50 ms", "p99 ms"),
+            "With `--durability fsync` and `appendfsync always` the answer comes once the job is on the disk.",
+            ("p50 ms", "p99 ms"),
         )
     )  # fmt: skip
     parts.append(
@@ -254,10 +255,10 @@ def scale(results: Results) -> str:
             tables.table(["", *(f"{size:,}" for size in sizes)], _limit_rows(report, sizes)),
             tables.table(["bytes of Valkey a job", *(f"{size:,}" for size in sizes)], _byte_rows(report, sizes)),
         ]
-    for section, title in (("workers", "processes of one worker"), ("partitions", "partitions on one Valkey")):
+    for section, title in (("workers", "Processes of one worker"), ("partitions", "Partitions on one Valkey")):
         rates = [figure for figure in report.of(section) if figure.unit == "jobs/s"]
         if rates:
-            parts += [f"### {title.capitalize()}", tables.figures(rates)]
+            parts += [f"### {title}", tables.figures(rates)]
     return "\n\n".join(parts)
 
 

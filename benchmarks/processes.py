@@ -194,7 +194,9 @@ class Bench:
         return str(self.info("server").get("valkey_version") or self.info("server")["redis_version"])
 
     def used_memory(self) -> int:
-        return int(self.info("memory")["used_memory"])
+        """Return the memory of the server without that of its clients and of its append-only file."""
+        found = self.info("memory")
+        return int(found["used_memory"]) - int(found["mem_clients_normal"]) - int(found["mem_aof_buffer"])
 
     def keys(self, partitions: int = 1) -> list[PartitionKeys]:
         return [PartitionKeys("penstock", partition, partitions) for partition in range(partitions)]

@@ -181,11 +181,11 @@ class Scale:
 
     def workers(self) -> None:
         for count in WORKERS:
-            self._run_both(f"workers.{count}", f"{count} processes", ("--processes", str(count)), 1)
+            self._run_both(f"workers.{count}", _counted(count, "process", "processes"), ("--processes", str(count)), 1)
 
     def partitions(self) -> None:
         for count in PARTITIONS:
-            self._run_both(f"partitions.{count}", f"{count} partitions", (), count)
+            self._run_both(f"partitions.{count}", _counted(count, "partition", "partitions"), (), count)
 
     def _run_both(self, key: str, name: str, flags: tuple[str, ...], partitions: int) -> None:
         parameters = self.parameters
@@ -206,10 +206,14 @@ class Scale:
                     verdicts.append(verdict)
                 void = next((verdict for verdict in verdicts if verdict), "")
                 self.add(f"{key}.{task}", f"{name}, {shown}", "jobs/s", runs, void=void)
-                if task == "noop" and partitions >= 1 and not flags:
+                if task == "noop" and not flags:
                     self.add(f"{key}.submit", f"{name}, bulk submit", "jobs/s", submits)
             self.add(f"{key}.memory", name, "MiB", [worker.rss_mib()], lower=True)
         self._say(name)
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
 
 
 def main() -> int:

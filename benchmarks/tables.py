@@ -36,13 +36,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) 
 
 
 def figures(found: Sequence[Figure], *, head: str = "", more: Sequence[str] = ()) -> str:
-    """Write figures of one unit: median, spread and some of their further values."""
+    """Write figures of one unit: median, spread, some of their further values, and settings where these differ."""
     unit = found[0].unit if found else ""
+    differ = len({figure.settings for figure in found}) > 1
     rows = []
     for figure in found:
         extra = [_further(figure, name) for name in more]
-        rows.append([figure.name, value_of(figure), spread_of(figure), *extra])
-    return table([head, f"median, {unit}", "least – most", *more], rows)
+        rows.append([figure.name, value_of(figure), spread_of(figure), *extra, *([figure.settings] if differ else [])])
+    return table([head, f"median, {unit}", "least – most", *more, *(["settings"] if differ else [])], rows)
 
 
 def _further(figure: Figure, name: str) -> str:

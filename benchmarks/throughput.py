@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from benchmarks import records, reference, tables
-from benchmarks.feed import Feed, Http, new_jobs
+from benchmarks.feed import DRAIN_S, Feed, Http, new_jobs
 from benchmarks.marks import Marks
 from benchmarks.processes import Bench, Process, free_port, run_json, until
 from benchmarks.records import Figure, percentile
@@ -149,7 +149,14 @@ class Throughput:
         with self.bench.worker(path), self.bench.api() as (_, port):
             feed.pause()
             for connections in CONNECTIONS:
-                self._load(feed, port, f"http.{connections}", f"`POST /submit`, {connections} connections", connections)
+                self._load(
+                    feed, port, f"http.{connections}", f"`POST /submit`, {_connections(connections)}", connections
+                )
+            feed.resume()
+            self._load(
+                feed, port, "http.64.run", f"`POST /submit`, {_connections(64)}, a worker runs them meanwhile", 64,
+                paused=False,
+            )  # fmt: skip
         port = free_port()
         with self.bench.program("benchmarks.trivial", str(port)) as process:
             until(lambda: listens(process, port), "the trivial server listens")
@@ -158,7 +165,7 @@ class Throughput:
                     self._run_load(port, connections, 0, MARKED_JOBS) for _ in range(min(3, self.parameters.repeats))
                 ]
                 self._add_load(
-                    answers, f"headroom.{connections}", f"the same generator, {connections} connections",
+                    answers, f"headroom.{connections}", f"the same generator, {_connections(connections)}",
                     "a server that does nothing but answer", "",
                 )  # fmt: skip
 
@@ -171,7 +178,7 @@ class Throughput:
         with self.bench.worker(path, env=env), self.bench.api(env) as (_, port):
             feed.pause()
             for connections in (1, 64):
-                name = f"`POST /submit`, {connections} connections, durability `fsync`"
+                name = f"`POST /submit`, {_connections(connections)}, durability `fsync`"
                 settings = "one API process; `appendfsync always`"
                 self._load(feed, port, f"fsync.{connections}", name, connections, settings=settings)
 
@@ -193,7 +200,7 @@ class Throughput:
 
     def _load(
         self, feed: Feed, port: int, key: str, name: str, connections: int,
-        *, settings: str = "one API process", **order: Any,
+        *, settings: str = "one API process", paused: bool = True, **order: Any,
     ) -> None:  # fmt: skip
         answers, verdicts = [], []
         for _ in range(self.parameters.repeats):
@@ -201,12 +208,16 @@ class Throughput:
             answer = self._run_load(port, connections, first, MARKED_JOBS, **order)
             feed.take(answer["sent"])
             answers.append(answer)
-            if answer["sent"]:
+            if paused and answer["sent"]:
                 verdicts.append(feed.drain(first, answer["sent"])[1])
+            elif answer["sent"]:
+                feed.marks.watch(first, answer["sent"], timeout_s=DRAIN_S)
+                feed.wait_finished(feed.taken)
+                verdicts.append(feed.marks.verdict(first, answer["sent"]))
         self._add_load(answers, key, name, settings, _first(verdicts))
 
     def _run_load(self, port: int, connections: int, first: int, last: int, **order: Any) -> dict[str, Any]:
-        seconds = self.parameters.seconds
+        seconds = self.parameters.seconds * (1.5 if order.get("items") else 1)
         return run_json(
             "benchmarks.load",
             {
@@ -366,6 +377,10 @@ async def _submit_delayed(store: RedisStore, first: int, jobs: int, span_ms: int
         assert answer.run_at_ms is not None
         due.append(answer.run_at_ms)
     return due
+
+
+def _connections(count: int) -> str:
+    return f"{count} connection{'s' * (count != 1)}"
 
 
 def _first(verdicts: list[str]) -> str:

@@ -100,6 +100,16 @@ def test_a_batch_with_a_refused_item_is_refused() -> None:
     assert load.summary()["refused"] == 1
 
 
+def test_a_rate_of_batches_counts_the_beginning_and_the_end() -> None:
+    load = Load(Order(port=1, connections=1, seconds=60, first=0, last=100, items=10))
+    load.begin = load.end - 60
+    load.answers = [load.begin + 1, load.begin + 2]
+    assert load.summary()["rate"] == pytest.approx(10)
+    single = Load(Order(port=1, connections=1, seconds=60, first=0, last=100))
+    single.answers = [single.begin + 1, single.begin + 2, single.begin + 3]
+    assert single.summary()["rate"] == pytest.approx(1)
+
+
 def test_a_rate_counts_from_a_fifth_on() -> None:
     curve = list(itertools.accumulate([(1.0, 10)] * 10, lambda one, two: (one[0] + two[0], one[1] + two[1])))
     assert rate_of(curve, 100, 10.0) == pytest.approx(10)
