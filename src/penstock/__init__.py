@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from penstock.core.retry import Backoff
     from penstock.handlers.context import Context
     from penstock.handlers.registry import Task, task
+    from penstock.handlers.schedules import schedule
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ __all__ = [
     "Snooze",
     "Task",
     "__version__",
+    "schedule",
     "submit_task",
     "task",
 ]
@@ -40,6 +42,7 @@ _HOMES = {
     "Retry": "penstock.core.outcome",
     "Snooze": "penstock.core.outcome",
     "Task": "penstock.handlers.registry",
+    "schedule": "penstock.handlers.schedules",
     "task": "penstock.handlers.registry",
 }
 

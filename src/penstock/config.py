@@ -398,6 +398,9 @@ class Settings:
         "Part of the Redis server's `maxmemory` above which the API answers submits with 503, while what was accepted "
         "still runs; 100 leaves it to the server.", "limits",
     )  # fmt: skip
+    schedules: int = _setting(
+        "PENSTOCK_SCHEDULES", _LIMITS.schedules, _integer(0, 1_000_000), "Most schedules that there may be.", "limits"
+    )
 
     event_streams: int = _setting(
         "PENSTOCK_EVENT_STREAMS", 1_000, _integer(0, 1_000_000),

@@ -10,10 +10,12 @@ from typing import Any
 from penstock.core.ids import JobId
 from penstock.core.job import JobRecord
 from penstock.core.output import OutputEntry, OutputKind
+from penstock.core.schedule import ScheduleRecord
 from penstock.core.states import FINAL_STATES, PLACES, Priority, State
 from penstock.store.keys import KINDS
 from penstock.store.redis.codec import job_record, read_entry
 from penstock.store.redis.connection import Connection
+from penstock.store.redis.schedules import record_of
 
 _READS = {
     "hash": ("HGETALL",),
@@ -38,6 +40,9 @@ _CODES = frozenset({"submitted", "started", "completed", "failed", "retried", "c
     "conflicts",
     "existing",
     "replaced",
+    "ticks_fired",
+    "ticks_skipped",
+    "ticks_missed",
 }
 
 
@@ -107,6 +112,7 @@ class Dump:
         problems += self._audit_locks(jobs)
         problems += self._audit_totals(jobs)
         problems += self._audit_wakes(jobs, markers=markers)
+        problems += self._audit_schedules()
         for name in (name for kind in ("input", "result", "log", "stream") for name in self.named(kind)):
             match = _JOB_ID.match(name)
             if match is None or JobId(match[1]) not in jobs:
@@ -242,6 +248,21 @@ class Dump:
                 entries += [read_entry(kind, position, text) for position, text in enumerate(texts, start=before + 1)]
             found[job_id] = tuple(sorted(entries, key=lambda entry: entry.order))
         return found
+
+    def _audit_schedules(self) -> list[str]:
+        found = {name.removeprefix("schedule:"): self.hash(name) for name in self.named("schedule")}
+        ticking = {name: int(fields["next"]) for name, fields in found.items() if "next" in fields}
+        ticking = {name: at for name, at in ticking.items() if "paused" not in found[name]}
+        problems = []
+        if set(self.zset("schedules")) != set(found):
+            problems.append(f"schedules are {self.zset('schedules')} instead of {set(found)}")
+        if self.zset("schedule_due") != ticking:
+            problems.append(f"due are {self.zset('schedule_due')} instead of {ticking}")
+        return problems
+
+    def schedules(self) -> dict[str, ScheduleRecord]:
+        """Return all schedules."""
+        return {name.removeprefix("schedule:"): record_of(self.raw_hash(name)) for name in self.named("schedule")}
 
     def once(self) -> dict[str, tuple[int, str, str]]:
         """Return until when each idempotency key is kept, with which fingerprint and for which job."""

@@ -33,6 +33,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/jobs/batch"): [{"task": "echo"}],
     ("POST", "/dead-letter/redrive"): {"all": True},
     ("DELETE", "/dead-letter"): {"all": True},
+    ("PUT", "/schedules/{name}"): {"every": 60, "job": {"task": "echo"}},
 }
 #: Routes that tell something even while the store is away.
 WITHOUT_STORE = {"/health/live", "/docs", "/openapi.json", "/metrics"}

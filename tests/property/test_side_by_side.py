@@ -14,11 +14,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+import msgspec
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from penstock.core.errors import KeyHeld, KeyReused, QueueFull
+from penstock.core.cron import Timing
+from penstock.core.errors import KeyHeld, KeyReused, QueueFull, SchedulesFull
 from penstock.core.ids import JobId, Token, WorkerName, at_home, home_of_digest, make_job_id
 from penstock.core.job import (
     ClaimRequest,
@@ -38,6 +40,7 @@ from penstock.core.job import (
 )
 from penstock.core.limits import Limits, Over
 from penstock.core.output import NewEntry, Output, OutputKind
+from penstock.core.schedule import Missed, Overlap, Schedule, ScheduledJob, plan
 from penstock.core.states import FINAL_STATES, AttemptOutcome, Priority, Reason, State
 from penstock.store.memory import MemoryStore
 from penstock.store.memory.partition import StoredJob
@@ -50,7 +53,6 @@ from tests.conformance.subject import START_MS
 
 EXAMPLES = 200
 STEPS = 50
-LEAST_SHARE = 0.02
 #: Small enough that 50 steps reach every bound.
 LIMITS = Limits(
     retention_ms=30_000,
@@ -63,9 +65,11 @@ LIMITS = Limits(
     stream_chunks=2,
     unknown_task_ms=20_000,
     queue_max_depth=(("b", 8),),
+    schedules=2,
 )
 WORKERS = (WorkerName("worker-1"), WorkerName("worker-2"))
 QUEUES = ("a", "b")
+SCHEDULES = ("hourly", "daily", "often")
 _Value = TypeVar("_Value")
 
 #: Real time passes too, and with it what the server forgets by itself: so no short times.
@@ -184,6 +188,22 @@ _ARGUMENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "pause": {"queue": st.sampled_from(QUEUES), "resume": st.sampled_from([True, True, False])},
     "purge": {"queue": st.sampled_from(QUEUES), "choice": CHOICE, "limit": st.sampled_from([200, 2])},
+    "schedule": {
+        "name": st.sampled_from(SCHEDULES),
+        "timing": st.sampled_from([Timing(every_ms=1_000), Timing(every_ms=7_000), Timing(cron="* * * * *")]),
+        "queue": st.sampled_from(QUEUES),
+        "missed": st.sampled_from(Missed),
+        "overlap": st.sampled_from(Overlap),
+        "expires_in_ms": st.sampled_from([None, None, 3_000]),
+        "what": st.sampled_from(["put", "put", "put", "pause", "resume", "delete", "list"]),
+    },
+    "tick": {
+        "choice": CHOICE,
+        "ms": st.sampled_from([0, 1_000, 3_000, 70_000, -2_000]),
+        "limit": st.sampled_from([200, 1]),
+        "times": st.sampled_from([1, 1, 2]),
+        "put_off": st.sampled_from([False, False, False, True]),
+    },
     "look": {
         "choice": CHOICE,
         "page": st.sampled_from([1, 2, 50]),
@@ -198,6 +218,8 @@ _ARGUMENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 ARGUMENTS = {verb: st.fixed_dictionaries(arguments) for verb, arguments in _ARGUMENTS.items()}
 #: Without jobs and leases the other verbs have nothing to do.
 WEIGHED = (*ARGUMENTS, "submit", "submit", "claim", "claim")
+#: Of the steps, for each verb and each kind of submit.
+LEAST_SHARE = 0.02
 
 
 class SideBySide(RuleBasedStateMachine):
@@ -265,6 +287,8 @@ class SideBySide(RuleBasedStateMachine):
             held = {f"held:{worker}": list(index) for worker, index in part.held.items() if index}
             assert {name: list(dump.zset(name)) for name in dump.named("held")} == held
             assert {name.decode() for name in dump.keys.get("paused", ())} == part.paused
+            assert dump.schedules() == part.schedules
+            assert dump.zset("schedule_due") == part.schedule_due
             once = {
                 f"idem:{key}": (until_ms, first.fingerprint, answer.id)
                 for key, (first, until_ms, answer) in part.once.items()
@@ -476,6 +500,41 @@ class SideBySide(RuleBasedStateMachine):
             return await store.workers(), await store.tasks()
 
         self.both("announce", step)
+
+    def step_schedule(self, name: str, what: str, queue: str, expires_in_ms: int | None, **fields: Any) -> None:
+        job = ScheduledJob(task="echo", input=msgspec.Raw(b"{}"), queue=queue, expires_in_ms=expires_in_ms)
+        schedule = Schedule(name=name, job=job, **fields)
+
+        async def step(store: Store) -> Any:
+            match what:
+                case "put":
+                    try:
+                        return await store.put_schedule(schedule)
+                    except SchedulesFull as error:
+                        return str(error)
+                case "pause":
+                    return await store.pause_schedule(name)
+                case "resume":
+                    return await store.resume_schedule(name)
+                case "delete":
+                    return await store.delete_schedule(name)
+            return await store.list_schedules(limit=1), await store.get_schedule(name)
+
+        self.both("schedule", step)
+
+    def step_tick(self, choice: int, ms: int, limit: int, times: int, put_off: bool) -> None:
+        """Move the clock, at times back, and do what a loop does; a second loop that saw the same changes nothing."""
+        self.advance(ms)
+        partition = choice % self.memory.partitions
+
+        async def step(store: Store) -> Any:
+            due = await store.due_schedules(partition, limit=limit)
+            if put_off and due.records:
+                await store.put_off_schedule(due.records[0].schedule.name)
+            ticks = [tick for record in due.records if (tick := plan(record, due.now_ms)) is not None]
+            return due, [await store.tick(partition, ticks) for _ in range(times)]
+
+        self.both("tick", step)
 
     def step_look(self, choice: int, page: int, filters: JobFilter) -> None:
         job_id = self.jobs(choice=choice)

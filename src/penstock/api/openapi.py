@@ -37,6 +37,7 @@ from penstock.api.routes import ROUTES
 from penstock.api.routes.common import PROBLEMS, QUERY
 from penstock.api.routes.dead_letters import DeadLetterSelection
 from penstock.api.routes.output import LAST_ID
+from penstock.api.scheduling import ScheduleBody, ScheduledJobBody
 from penstock.api.submission import BackoffBody, SubmitBody, UniqueBody
 from penstock.api.views import (
     Accepted,
@@ -49,6 +50,8 @@ from penstock.api.views import (
     Purged,
     QueueList,
     Redriven,
+    SchedulePage,
+    ScheduleView,
     WorkerList,
 )
 
@@ -58,6 +61,8 @@ _SHOWN = (
     BackoffBody,
     UniqueBody,
     DeadLetterSelection,
+    ScheduleBody,
+    ScheduledJobBody,
     Accepted,
     BatchAnswer,
     JobView,
@@ -68,6 +73,8 @@ _SHOWN = (
     Changed,
     QueueList,
     WorkerList,
+    ScheduleView,
+    SchedulePage,
     Purged,
     Redriven,
     Deleted,
@@ -78,7 +85,7 @@ _DESCRIPTION = (
     "Submit jobs, look at them, cancel and retry them. Times are RFC 3339 UTC with milliseconds, durations seconds. "
     "Every error is an RFC 9457 problem with a stable `code` and a `request_id`; `errors` names each wrong field."
 )
-_TAGS = ("jobs", "queues", "dead letter", "workers", "health", "documents")
+_TAGS = ("jobs", "queues", "dead letter", "schedules", "workers", "health", "documents")
 #: Answers that are not JSON of ours.
 _MEDIA_TYPES = {
     "/jobs/{job_id}/events": ("text/event-stream", "string"),
@@ -93,6 +100,13 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
     "/jobs/batch": {
         "application/json": [{"task": "echo", "input": 1}, {"task": "echo", "input": 2}],
         NDJSON: '{"task": "echo", "input": 1}\n{"task": "echo", "input": 2}\n',
+    },
+    "/schedules/{name}": {
+        "application/json": {
+            "cron": "0 6 * * MON-FRI",
+            "timezone": "Europe/Berlin",
+            "job": {"task": "echo", "input": {"hello": "world"}},
+        }
     },
     "/dead-letter": {"application/json": {"queue": "default", "limit": 10}},
     "/dead-letter/redrive": {"application/json": {"queue": "default", "limit": 10}},

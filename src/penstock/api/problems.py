@@ -16,6 +16,7 @@ from penstock.core.errors import (
     NotDurable,
     PenstockError,
     QueueFull,
+    SchedulesFull,
     StoreFull,
     StoreMismatch,
     StoreUnavailable,
@@ -42,10 +43,12 @@ FOREIGN_ORIGIN = Kind("foreign_origin", 403, "Web pages of other origins may not
 ROUTE_NOT_FOUND = Kind("route_not_found", 404, "There is no such route")
 JOB_NOT_FOUND = Kind("job_not_found", 404, "There is no such job")
 QUEUE_NOT_FOUND = Kind("queue_not_found", 404, "There is no such queue")
+SCHEDULE_NOT_FOUND = Kind("schedule_not_found", 404, "There is no such schedule")
 METHOD_NOT_ALLOWED = Kind("method_not_allowed", 405, "The route does not take this method")
 BODY_TIMEOUT = Kind("body_timeout", 408, "The body did not arrive in time")
 STATE_CONFLICT = Kind("state_conflict", 409, "The job's status does not allow this")
 UNIQUE_CONFLICT = Kind("unique_conflict", 409, "Another job holds the unique key")
+SCHEDULES_FULL = Kind("schedules_full", 409, "There are as many schedules as there may be")
 BODY_TOO_LARGE = Kind("body_too_large", 413, "The body is too large")
 UNSUPPORTED_MEDIA_TYPE = Kind("unsupported_media_type", 415, "The body has a content type that is not taken")
 HOST_NOT_ALLOWED = Kind("host_not_allowed", 421, "The Host is not a name of this machine")
@@ -68,10 +71,12 @@ KINDS: tuple[Kind, ...] = (
     ROUTE_NOT_FOUND,
     JOB_NOT_FOUND,
     QUEUE_NOT_FOUND,
+    SCHEDULE_NOT_FOUND,
     METHOD_NOT_ALLOWED,
     BODY_TIMEOUT,
     STATE_CONFLICT,
     UNIQUE_CONFLICT,
+    SCHEDULES_FULL,
     BODY_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
     HOST_NOT_ALLOWED,
@@ -103,6 +108,8 @@ FIELD_CODES: Mapping[str, str] = {
     "empty": "the text is empty",
     "bad_name": "the name holds control characters or others that are not taken",
     "bad_duration": "neither seconds nor a duration such as `90s` or `PT15M`",
+    "bad_cron": "not five fields of cron, or a day that never comes",
+    "bad_timezone": "not a zone of the tz database",
     "bad_time": "not an RFC 3339 time with an offset",
     "in_past": "the time is more than 60 s in the past",
     "conflict": "two fields that exclude each other",
@@ -226,6 +233,9 @@ def from_exception(error: BaseException, *, detail: str = "") -> ApiError:
         case QueueFull():
             detail = f"The queue {error.queue!r} holds as many waiting jobs as it may; this one was not stored."
             return ApiError(QUEUE_FULL, detail, headers=retry)
+        case SchedulesFull():
+            detail = f"There are {error.most} schedules, as many as there may be: delete some, or raise the setting."
+            return ApiError(SCHEDULES_FULL, detail)
         case StoreFull():
             return ApiError(STORE_FULL, "Nothing was stored; try again once there is room.", headers=retry)
         case StoreUnfit():

@@ -144,6 +144,7 @@ LIMIT = QueryParameter(
     schema={"type": "integer", "minimum": 1, "maximum": 200, "default": 50},
     read=_read_limit,
 )
+SCHEDULE_LIMIT = dataclasses.replace(LIMIT, description="How many schedules a page has at most.")
 CURSOR = QueryParameter(
     name="cursor",
     description="The `next` of the page before.",

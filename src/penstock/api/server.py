@@ -21,6 +21,7 @@ from penstock.api.options import ApiOptions
 from penstock.core import events
 from penstock.core.errors import ConfigError, StoreError, StoreMismatch
 from penstock.store import Store, StoreOptions, connect
+from penstock.store.ticker import Ticker
 from penstock.store.upkeep import Upkeep
 
 _BACKLOG = 2_048
@@ -144,16 +145,20 @@ async def _serve(
         timeout_graceful_shutdown=max(1, options.drain_ms // 1_000),
     )
     upkeep = Upkeep(store)
-    sweeping = asyncio.create_task(upkeep.run())
+    ticker = Ticker(store, store.partitions)
+    app.services.nudge_ticker = ticker.nudge
+    loops = {asyncio.create_task(upkeep.run()), asyncio.create_task(ticker.run())}
     tune_garbage_collector()
     try:
         await _Server(config, app, announce).serve(sockets=[listener])
     finally:
         upkeep.stop()
+        ticker.stop()
         # A hung store must not hold up the stop.
-        await asyncio.wait({sweeping}, timeout=2)
-        sweeping.cancel()
-        await asyncio.gather(sweeping, return_exceptions=True)
+        await asyncio.wait(loops, timeout=2)
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
         await store.close()
         _log.info(events.API_STOPPED, message="The API has stopped.")
 

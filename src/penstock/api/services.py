@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from penstock.api.options import ApiOptions
+from penstock.api.scheduling import ScheduleParser
 from penstock.api.slots import StreamSlots
 from penstock.api.submission import SubmissionParser
 from penstock.api.views import JobRenderer
@@ -146,6 +147,9 @@ class Services:
         self.tasks = TaskCache(store, clock)
         self.memory = MemoryGuard(store, clock, options.limits.memory_percent)
         self.parser = SubmissionParser()
+        self.schedule_parser = ScheduleParser()
+        #: Makes the loop of this process look at the schedules now; does nothing where none runs.
+        self.nudge_ticker: Callable[[], None] = lambda: None
         self.metrics = HttpMetrics()
         self.streams = StreamSlots(options.event_streams)
         self.metrics.watch_streams(lambda: self.streams.taken)

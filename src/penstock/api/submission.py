@@ -209,6 +209,16 @@ class SubmissionParser:
             return from_exception(error)
 
 
+def new_job(body: SubmitBody, submission: Submission, checker: Checker) -> NewJob:
+    """Return the job of a decoded body, and note what is wrong with it; its size is the caller's to check."""
+    value = bytes(body.input) or b"null"
+    try:
+        _ANY.decode(value)
+    except msgspec.MsgspecError as error:
+        checker.wrong("input", "out_of_range", f"{error}: a worker could not read it")
+    return _new_job(body, value, submission, checker)
+
+
 def input_too_large(size: int, high: int) -> ApiError:
     """Return the problem of an input over the limit (bytes)."""
     detail = f"has {size} bytes; at most {high} are taken"

@@ -13,6 +13,7 @@ from penstock.core.durations import format_time
 from penstock.core.job import JobError, JobRecord, QueueInfo, Submitted, TaskInfo, WorkerInfo, handler_name
 from penstock.core.limits import Limits, TaskDefaults
 from penstock.core.retry import DEFAULT_BACKOFF, Backoff
+from penstock.core.schedule import Missed, Overlap, ScheduleRecord, Source, next_ticks
 from penstock.core.states import AttemptOutcome, Priority, Reason, State
 
 Time = Annotated[str, Meta(description="RFC 3339, UTC, milliseconds.", examples=["2030-01-31T12:00:00.000Z"])]
@@ -116,6 +117,8 @@ class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
     retention: Seconds | None
     unique_key: str | None
     no_handler: int
+    schedule: Annotated[str | None, Meta(description="Name of the schedule whose tick submitted the job.")]
+    scheduled_for: Annotated[Time | None, Meta(description="The tick's planned time.")]
 
 
 class JobView(JobSummary, frozen=True, kw_only=True):
@@ -170,6 +173,60 @@ class Purged(msgspec.Struct, frozen=True, kw_only=True):
     queue: str
     purged: int
     more: bool
+
+
+class ScheduledJobView(msgspec.Struct, frozen=True, kw_only=True):
+    """Show the job that each tick submits; null is what the task or the deployment says."""
+
+    task: str
+    input: Any
+    type: str
+    queue: str
+    priority: Priority
+    max_attempts: int | None
+    backoff: BackoffView | None
+    timeout: Seconds | None
+    expires_in: Seconds | None
+    tags: tuple[str, ...]
+    metadata: dict[str, Any]
+    retention: Seconds | None
+
+
+class TickCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Count ticks: `fired` submitted a job, `skipped` met an `overlap` or a full queue, `missed` came too late."""
+
+    fired: int
+    skipped: int
+    missed: int
+
+
+class ScheduleView(msgspec.Struct, frozen=True, kw_only=True):
+    """Show a schedule. `next` are the next five ticks, none while it is paused; `source` says who wrote it last."""
+
+    name: str
+    cron: str | None
+    timezone: str | None
+    every: Seconds | None
+    start_at: Time | None
+    missed: Missed
+    overlap: Overlap
+    job: ScheduledJobView
+    source: Source
+    paused: bool
+    paused_at: Time | None
+    next: list[Time]
+    last_tick: Time | None
+    last_job_id: str | None
+    ticks: TickCounts
+    created_at: Time
+    updated_at: Time
+
+
+class SchedulePage(msgspec.Struct, frozen=True, kw_only=True):
+    """List schedules by name."""
+
+    items: list[ScheduleView]
+    next: str | None
 
 
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
@@ -312,6 +369,8 @@ class JobRenderer:
             "retention": _seconds(self._retention_ms(record)),
             "unique_key": options.unique_key,
             "no_handler": record.no_handler,
+            "schedule": options.schedule,
+            "scheduled_for": _time(options.scheduled_for_ms),
         }
 
     def _retention_ms(self, record: JobRecord) -> int | None:
@@ -351,6 +410,43 @@ def queue(info: QueueInfo) -> QueueView:
         delayed=info.delayed,
         dead_letters=info.finished.get(State.FAILED, 0),
         finished={state.value: info.finished.get(state, 0) for state in State if state.is_final},
+    )
+
+
+def schedule(record: ScheduleRecord) -> ScheduleView:
+    """Show a schedule."""
+    written, timing, job = record.schedule, record.schedule.timing, record.schedule.job
+    return ScheduleView(
+        name=written.name,
+        cron=timing.cron,
+        timezone=timing.timezone if timing.cron is not None else None,
+        every=_seconds(timing.every_ms),
+        start_at=_time(timing.start_at_ms),
+        missed=written.missed,
+        overlap=written.overlap,
+        job=ScheduledJobView(
+            task=job.task,
+            input=_json(bytes(job.input)),
+            type=job.type,
+            queue=job.queue,
+            priority=job.priority,
+            max_attempts=job.options.max_attempts,
+            backoff=None if job.options.backoff is None else _backoff(job.options.backoff),
+            timeout=_seconds(job.options.timeout_ms),
+            expires_in=_seconds(job.expires_in_ms),
+            tags=job.options.tags,
+            metadata=job.options.metadata,
+            retention=_seconds(job.retention_ms),
+        ),
+        source=written.source,
+        paused=record.paused_at_ms is not None,
+        paused_at=_time(record.paused_at_ms),
+        next=[format_time(at) for at in next_ticks(record, 5)],
+        last_tick=_time(record.last_tick_ms),
+        last_job_id=record.last_job_id,
+        ticks=TickCounts(fired=record.fired, skipped=record.skipped, missed=record.missed),
+        created_at=format_time(record.created_at_ms),
+        updated_at=format_time(record.updated_at_ms),
     )
 
 

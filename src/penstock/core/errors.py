@@ -13,6 +13,7 @@
     │   │   └── NotDurable      neither disk nor replicas have confirmed in time what was written
     │   ├── StoreFull           the server is at its memory limit; nothing was written
     │   ├── QueueFull           the queue holds as many jobs as it may; this job was not taken
+    │   ├── SchedulesFull       there are as many schedules as there may be; this one was not stored
     │   └── StoreMismatch       the data belongs to another format or number of partitions
     │       └── StoreUnfit      the server lacks what this release or the settings need
     └── TaskError               a task is defined wrongly (two of one name, unusable signature)
@@ -102,6 +103,14 @@ class QueueFull(StoreError):
     def __init__(self, queue: str) -> None:
         super().__init__(f"the queue {queue!r} holds as many waiting jobs as it may")
         self.queue = queue
+
+
+class SchedulesFull(StoreError):
+    """Say that there are as many schedules as there may be, and that this one was not stored."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"there are {most} schedules, as many as there may be")
+        self.most = most
 
 
 class StoreMismatch(StoreError):

@@ -38,6 +38,11 @@ HANDLER_RETURNED = "handler.returned"
 #: So many slots are held by handlers that outlived their timeouts that the process drains and is replaced.
 WORKER_WORN = "worker.worn"
 
+#: Ticks of a schedule were missed: nothing ran, or it was paused.
+TICKS_MISSED = "schedule.missed"
+#: A schedule that a task module declares could not be stored.
+SCHEDULE_REFUSED = "schedule.refused"
+
 STORE_LOST = "store.lost"
 STORE_BACK = "store.back"
 #: A setting of the server makes the chosen durability weak.
@@ -78,6 +83,8 @@ EVENTS = frozenset(
         HANDLER_STUCK,
         HANDLER_RETURNED,
         WORKER_WORN,
+        TICKS_MISSED,
+        SCHEDULE_REFUSED,
         STORE_LOST,
         STORE_BACK,
         STORE_ADVICE,

@@ -14,7 +14,10 @@ from penstock.core.states import AttemptOutcome, Priority, Reason, State
 
 
 class JobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Hold what a submit says beyond the fields that scripts read; stored packed, opaque to scripts."""
+    """Hold what a submit says beyond the fields that scripts read; stored packed, opaque to scripts.
+
+    A job that a schedule's tick started carries the ``schedule``'s name and the tick's planned time, Unix ms.
+    """
 
     max_attempts: int | None = None
     backoff: Backoff | None = None
@@ -24,6 +27,8 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     traceparent: str | None = None
     #: What the user sent; scripts know its digest (``NewJob.unique``).
     unique_key: str | None = None
+    schedule: str | None = None
+    scheduled_for_ms: int | None = None
 
 
 class Idempotency(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,9 @@ LINE_BYTES = 8 * KIB
 CHUNK_BYTES = 64 * KIB
 RUN_AT_HORIZON_MS = 3_660 * DAY_MS
 MAX_ATTEMPTS = 1_000
+#: Largest input of a schedule's job: many schedules are read in one call.
+SCHEDULE_INPUT_BYTES = 64 * KIB
+SHORTEST_INTERVAL_MS = SECOND_MS
 
 
 class Over(enum.Enum):
@@ -45,7 +48,7 @@ class Limits:
     it for single queues. A job whose worker was lost ``alone_after`` times runs in a process of its own, and one that
     was lost ``max_lost`` times, the last time alone, is poisoned. Above ``memory_percent`` of the server's memory
     limit the API takes no submits; 100 leaves it to the server. ``log_…`` and ``stream_…`` bound what is kept of the
-    output of each job; the oldest goes.
+    output of each job; the oldest goes. ``schedules`` bounds how many there may be.
     """
 
     payload_bytes: int = MIB
@@ -69,6 +72,7 @@ class Limits:
     max_depth: int = 0
     queue_max_depth: tuple[tuple[str, int], ...] = ()
     memory_percent: int = 90
+    schedules: int = 10_000
 
     @property
     def alone_from(self) -> int:

@@ -14,6 +14,7 @@ from penstock.core.output import OutputKind
 from penstock.handlers.job_log import make_job_log
 
 PROGRESS_BYTES = 1024
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 def deadline_of(timeout_ms: int | None) -> dt.datetime | None:
@@ -36,6 +37,7 @@ class Context:
 
     ``attempt`` rises with each claim, ``counted`` says how many earlier attempts count against ``max_attempts``.
     ``previous_outcome`` says how the attempt before this one ended, such as ``worker_lost``; None at the first one.
+    ``schedule`` and ``scheduled_for`` name the schedule whose tick submitted the job and the tick's planned time.
     ``deadline`` is when the timeout ends the attempt, None without one. ``resources`` is what the module's
     ``lifespan()`` yielded; None in the process executor, whose children do not enter it.
     """
@@ -52,6 +54,8 @@ class Context:
         "previous_outcome",
         "queue",
         "resources",
+        "schedule",
+        "scheduled_for",
         "task",
     )
 
@@ -65,6 +69,8 @@ class Context:
         counted: int,
         previous_outcome: str | None = None,
         deadline: dt.datetime | None = None,
+        schedule: str | None = None,
+        scheduled_for_ms: int | None = None,
         resources: Any = None,
         flag: CancelFlag | None = None,
         report: Callable[[bytes], None] | None = None,
@@ -77,6 +83,8 @@ class Context:
         self.counted = counted
         self.previous_outcome = previous_outcome
         self.deadline = deadline
+        self.schedule = schedule
+        self.scheduled_for = None if scheduled_for_ms is None else _EPOCH + dt.timedelta(milliseconds=scheduled_for_ms)
         self.resources = resources
         self._flag = flag or CancelFlag()
         self._report = report

@@ -8,7 +8,7 @@ import inspect
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
-from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 import msgspec
 
@@ -18,6 +18,9 @@ from penstock.core.job import TaskInfo
 from penstock.core.limits import MAX_ATTEMPTS, NAME_CHARACTERS
 from penstock.core.retry import Backoff
 from penstock.handlers.binding import Binder, WholeInput
+
+if TYPE_CHECKING:
+    from penstock.handlers.schedules import DeclaredSchedule
 
 Executor = Literal["async", "thread", "process"]
 EXECUTORS: tuple[Executor, ...] = ("async", "thread", "process")
@@ -42,6 +45,7 @@ class Task(Generic[P, R]):
         backoff: float | str | Mapping[str, Any] | Backoff | None = None,
         timeout: float | str | None = None,
         executor: Executor | None = None,
+        schedule: str | Mapping[str, Any] | None = None,
         binder: Binder | WholeInput | None = None,
     ) -> None:
         """Check the options; what is None comes from the submit or the deployment's defaults.
@@ -73,6 +77,8 @@ class Task(Generic[P, R]):
             executor=self.executor,
         )
         functools.update_wrapper(self, function)
+        #: What ``@task(schedule=…)`` declares, under the task's own name.
+        self.schedule = None if schedule is None else self._read_schedule(schedule)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function itself, without a queue."""
@@ -97,6 +103,17 @@ class Task(Generic[P, R]):
     def options(self, **options: Any) -> Submission:
         """Return something to ``submit`` with, under options such as ``delay="5s"`` or ``priority="high"``."""
         return Submission(self.name, options)
+
+    def _read_schedule(self, value: str | Mapping[str, Any]) -> DeclaredSchedule:
+        # The module of schedules builds on this one.
+        from penstock.handlers.schedules import declare
+
+        if not isinstance(value, str | Mapping):
+            raise TaskError(f"{self.where}: schedule is a cron expression or an object of a schedule's fields")
+        options: dict[str, Any] = {"cron": value} if isinstance(value, str) else dict(value)
+        name = options.pop("name", self.name)
+        given: Any = options.pop("input", {})
+        return declare(name, task=self, value=given, options=options, where=self.where)
 
     def _check_name(self, what: str, name: str) -> None:
         if (
@@ -175,6 +192,7 @@ def task(
     backoff: float | str | Mapping[str, Any] | Backoff | None = None,
     timeout: float | str | None = None,
     executor: Executor | None = None,
+    schedule: str | Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
 

@@ -74,6 +74,15 @@ JOB_COUNTERS: Mapping[str, Declared] = {
         "penstock_stream_chunks_dropped_total", "counter", ("queue",), "Chunks of jobs' streams that are not kept."
     ),
 }
+#: Counters of schedules' ticks by the name that ``Store.counters()`` gives them.
+TICK_COUNTERS: Mapping[str, Declared] = {
+    f"ticks_{name}": Declared(f"penstock_schedule_ticks_{name}_total", "counter", ("queue",), text)
+    for name, text in {
+        "fired": "Ticks of schedules that submitted a job.",
+        "skipped": "Ticks that submitted none: the job before was not final (`overlap`), or the queue was full.",
+        "missed": "Ticks that came too late: nothing ran, or the schedule was paused.",
+    }.items()
+}
 QUEUE_DEPTH = Declared("penstock_queue_depth", "gauge", ("queue", "priority"), "Jobs that wait to be claimed.")
 QUEUE_PAUSED = Declared("penstock_queue_paused", "gauge", ("queue",), "1 while the queue is paused, else 0.")
 JOBS_RUNNING = Declared("penstock_jobs_running", "gauge", ("queue",), "Jobs that run now.")
@@ -132,6 +141,7 @@ REFUSALS = ("queue_full", "store_full", "body_too_large")
 
 METRICS: tuple[Declared, ...] = (
     *JOB_COUNTERS.values(),
+    *TICK_COUNTERS.values(),
     QUEUE_DEPTH,
     QUEUE_PAUSED,
     JOBS_RUNNING,
@@ -240,7 +250,7 @@ class _StoreCollector(Collector):
         yield _gauge(STUCK_SLOTS, [((), snapshot.stuck_slots)])
         queues = snapshot.queues
         names = {queue.name for queue in queues} | {queue for _, queue in snapshot.counters if queue}
-        for name, declared in JOB_COUNTERS.items():
+        for name, declared in {**JOB_COUNTERS, **TICK_COUNTERS}.items():
             # Every known queue has every counter from the start: a rate misses the start of one that appears late.
             family = CounterMetricFamily(declared.name, declared.help, labels=declared.labels)
             for queue_name in sorted(names):

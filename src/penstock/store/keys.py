@@ -75,6 +75,9 @@ KINDS: dict[str, KeyKind] = {
         "<end (Unix ms), 0 without>|<job id>|<created (Unix ms)>|<final status, empty before>, by a unique key's "
         "digest; expires once only its end holds it",
     ),
+    "schedule": KeyKind("schedule:{}", "hash", "one schedule: definition (JSON), revision, next, last_tick, counts"),
+    "schedules": KeyKind("schedules", "zset", "names of all schedules, by name (score 0)"),
+    "schedule_due": KeyKind("schedule_due", "zset", "names of schedules that tick, by their next tick (Unix ms)"),
     "tasks": KeyKind("tasks", "zset", "names of tasks that workers announced, by when (Unix ms)"),
     "task_options": KeyKind("task_options", "hash", "task -> its options; JSON"),
     "workers": KeyKind("workers", "zset", "names of workers, by when they were seen (Unix ms)"),

@@ -39,6 +39,7 @@ from penstock.core.job import (
     WorkerInfo,
 )
 from penstock.core.output import Followed, Output, OutputCode
+from penstock.core.schedule import DueSchedules, PutSchedule, Schedule, SchedulePage, ScheduleRecord, Tick, Ticked
 from penstock.core.states import State
 
 
@@ -196,6 +197,9 @@ class JobReader(Protocol):
     async def ping(self) -> None:
         """Return when the store answers."""
 
+    async def now_ms(self) -> int:
+        """Return the store's clock, Unix ms."""
+
     async def memory(self) -> MemoryUse:
         """Return how much memory the server uses, and may."""
 
@@ -220,7 +224,8 @@ class JobReader(Protocol):
         """Return ever-growing counts by (name, queue): submitted, started, completed, failed, retried,
         cancelled, expired, lost, poisoned, redriven, deferred, pruned, dropped, dead_dropped, refused,
         log_dropped, stream_dropped, and what ``core.limits.Over`` names;
-        of unique keys that were held: conflicts, existing, replaced.
+        of unique keys that were held: conflicts, existing, replaced; ticks_fired, ticks_skipped and ticks_missed of
+        schedules, by the queue of their jobs.
         """
 
     async def tasks(self) -> dict[str, TaskInfo]:
@@ -228,6 +233,64 @@ class JobReader(Protocol):
 
     async def workers(self) -> list[WorkerInfo]:
         """Return workers announced in the last 60 s."""
+
+
+class ScheduleStore(Protocol):
+    """Keep schedules and move them on. A schedule and its jobs share a partition, so that one step does both."""
+
+    async def put_schedule(self, schedule: Schedule) -> PutSchedule:
+        """Create or replace the schedule of that name.
+
+        The same again changes nothing. Where only other things than its timing change, the next tick stays; a new
+        timing counts from now. A pause outlives it.
+
+        Raises:
+            SchedulesFull: it would be one more than ``Limits.schedules``.
+            ValueError: the timing cannot be read, or never ticks.
+        """
+
+    async def delete_schedule(self, name: str) -> bool:
+        """Remove a schedule, whatever its state; return whether there was one. Its jobs stay."""
+
+    async def pause_schedule(self, name: str) -> ScheduleRecord | None:
+        """Let a schedule start nothing until it is resumed; None when there is none. Harmless to repeat."""
+
+    async def resume_schedule(self, name: str) -> ScheduleRecord | None:
+        """Let a paused schedule tick again: what it missed is treated as ``missed`` says; None when there is none."""
+
+    async def get_schedule(self, name: str) -> ScheduleRecord | None:
+        """Return a schedule.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+
+    async def list_schedules(self, *, limit: int = 50, cursor: str | None = None) -> SchedulePage:
+        """Return a page of schedules by name; damaged ones are left out.
+
+        Raises:
+            ValueError: the cursor is not one of ours.
+        """
+
+    async def due_schedules(self, partition: int, *, limit: int = 200) -> DueSchedules:
+        """Return schedules whose next tick has come, longest due first, at most about 1 MiB of them.
+
+        One that is damaged is put off for a minute, so that it neither stops the others nor is met again at once.
+        """
+
+    async def tick(self, partition: int, ticks: Sequence[Tick]) -> list[Ticked | Exception]:
+        """Start the jobs of each tick and move its schedule on, in one step, unless it moved before or was paused.
+
+        A job's id follows from the schedule's name and the planned time; one that stands counts as fired and is left
+        alone. With ``Overlap.SKIP`` a planned time counts as skipped while the last job is not final; in any case where
+        the queue is full.
+
+        Raises:
+            StoreFull: there is no memory; nothing happened.
+        """
+
+    async def put_off_schedule(self, name: str) -> None:
+        """Look at a schedule that cannot be understood again in a minute."""
 
 
 class JobWaiter(Protocol):
@@ -268,7 +331,7 @@ class JobWaiter(Protocol):
         """Make ``wait_work`` of that worker return now."""
 
 
-class Store(JobStore, JobReader, JobWaiter, Protocol):
+class Store(JobStore, JobReader, ScheduleStore, JobWaiter, Protocol):
     """Be all of it."""
 
     async def check(self) -> None:

@@ -34,6 +34,8 @@ class ChildJob(msgspec.Struct, frozen=True, kw_only=True):
     counted: int
     previous_outcome: str | None
     timeout_ms: int | None
+    schedule: str | None
+    scheduled_for_ms: int | None
     result_bytes: int
     error_bytes: int
 
@@ -93,6 +95,8 @@ def _call(task: Task[..., Any], job: ChildJob, stop: Stop, flag: CancelFlag) -> 
             previous_outcome=job.previous_outcome,
             deadline=deadline_of(job.timeout_ms),
             flag=flag,
+            schedule=job.schedule,
+            scheduled_for_ms=job.scheduled_for_ms,
             report=lambda value: tell(PROGRESS, value),
             write=lambda kind, value: tell(kind.value, value),
         )

@@ -78,6 +78,8 @@ class Handlers:
             counted=claimed.counted,
             previous_outcome=claimed.previous.value if claimed.previous else None,
             deadline=deadline_of(job.policy.timeout_ms),
+            schedule=claimed.options.schedule,
+            scheduled_for_ms=claimed.options.scheduled_for_ms,
             resources=self._resources.get(self.registry.module_of(job.task.name)),
             flag=job.flag,
             report=job.report,
@@ -255,6 +257,8 @@ class ProcessExecutor:
             counted=claimed.counted,
             previous_outcome=claimed.previous.value if claimed.previous else None,
             timeout_ms=timeout_ms,
+            schedule=claimed.options.schedule,
+            scheduled_for_ms=claimed.options.scheduled_for_ms,
             result_bytes=limits.result_bytes,
             error_bytes=limits.error_bytes,
         )

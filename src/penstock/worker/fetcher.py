@@ -100,7 +100,8 @@ class Fetcher:
 
     ``start`` gets each claimed job with its executor, ``refuse`` those that came while stopping. ``on_wake`` is called
     when a cancel was requested, ``announce`` each pass (it decides itself whether it is time), ``on_apart`` when jobs
-    wait that must run alone. With ``alone`` it claims these and no others, one at a time, and ends soon after the last.
+    wait that must run alone, ``on_due`` when a job or a schedule is due earlier than was known. With ``alone`` it
+    claims jobs that must run alone and no others, one at a time, and ends soon after the last.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Fetcher:
         refuse: Callable[[ClaimedJob], Awaitable[None]],
         on_wake: Callable[[], None],
         announce: Callable[[], Awaitable[None]],
+        on_due: Callable[[], None] = lambda: None,
         priority_weights: tuple[int, int, int] | None = None,
         queue_weights: Mapping[str, int] | None = None,
         alone: bool = False,
@@ -137,6 +139,7 @@ class Fetcher:
         self._refuse = refuse
         self._on_wake = on_wake
         self._announce = announce
+        self._on_due = on_due
         self._stopping = False
         self._dry_since: float | None = None
         self._turn = 0
@@ -394,6 +397,7 @@ class Fetcher:
         if "wake" in items:
             self._on_wake()
         if "due" in items:
+            self._on_due()
             for partition in range(self._store.partitions):
                 await self._promote(partition)
 

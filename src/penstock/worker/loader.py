@@ -10,6 +10,7 @@ from types import ModuleType
 
 from penstock.core.errors import TaskError
 from penstock.handlers.registry import Registry
+from penstock.handlers.schedules import find_schedules
 
 
 def import_module(name: str) -> ModuleType:
@@ -43,7 +44,7 @@ def load_modules(registry: Registry, names: Iterable[str]) -> list[ModuleType]:
     modules = []
     for name in dict.fromkeys(names):
         module = import_module(name)
-        if registry.add_module(module) == 0:
+        if registry.add_module(module) == 0 and not find_schedules([module]):
             raise TaskError(f"module {name!r} has no tasks; decorate a function with penstock.task")
         modules.append(module)
     return modules

@@ -17,13 +17,15 @@ import structlog
 
 import penstock
 from penstock.core import events
-from penstock.core.errors import StoreError, TaskError
+from penstock.core.errors import SchedulesFull, StoreError, StoreFull, TaskError
 from penstock.core.ids import WorkerName
 from penstock.core.job import PRIORITY_WEIGHTS, ClaimedJob, Settle, Verb, WorkerInfo, handler_name
 from penstock.core.limits import SCRIPT_ITEMS
 from penstock.handlers import builtin
 from penstock.handlers.registry import EXECUTORS, Executor, Registry
+from penstock.handlers.schedules import DeclaredSchedule, find_schedules
 from penstock.store.protocol import Store
+from penstock.store.ticker import Ticker
 from penstock.store.upkeep import Upkeep
 from penstock.worker.active import ActiveJob, StopCause
 from penstock.worker.child import start_child
@@ -93,6 +95,8 @@ class Worker:
         self._runner: Runner
         self._fetcher: Fetcher
         self._leases: LeaseThread | LeaseTask
+        self._ticker: Ticker
+        self._schedules: list[DeclaredSchedule] = []
 
     def request_stop(self) -> None:
         """Begin to drain; called again, hand back at once what still runs."""
@@ -120,6 +124,7 @@ class Worker:
         if self.options.builtin:
             builtin.add_builtin(self._registry, ai=self.options.ai, run_in_process=self._pool.run)
         self._modules = load_modules(self._registry, self.options.modules)
+        self._schedules = find_schedules(self._modules)
         in_children = {self._registry.module_of(name) for name in self._registry.names(["process"])}
         self._pool.initialize_with(
             start_child, self.options.log_json, self.options.log_level, tuple(sorted(in_children))
@@ -144,6 +149,7 @@ class Worker:
             self._build(resources)
             upkeep = Upkeep(self._store)
             upkeep_task = asyncio.create_task(upkeep.run(), name="penstock-upkeep")
+            ticker_task = asyncio.create_task(self._ticker.run(), name="penstock-ticker")
             fetch_task = asyncio.create_task(self._fetcher.run(), name="penstock-fetch")
             self._leases.start()
             try:
@@ -160,10 +166,12 @@ class Worker:
                 fetch_task.cancel()
                 self._runner.abandon()
                 upkeep.stop()
+                self._ticker.stop()
                 await self._leases.stop()
                 await self._settler.close()
                 upkeep_task.cancel()
-                await asyncio.gather(upkeep_task, fetch_task, return_exceptions=True)
+                ticker_task.cancel()
+                await asyncio.gather(upkeep_task, ticker_task, fetch_task, return_exceptions=True)
                 await self._leave()
         self._log.info(events.WORKER_STOPPED, message="The worker has stopped.")
 
@@ -203,6 +211,7 @@ class Worker:
         self._mark_stuck = {kind: functools.partial(self._note_stuck, kind) for kind in EXECUTORS}
         self._slots = Slots({kind: one or sizes[kind] if tasks[kind] else 0 for kind in EXECUTORS}, most=one)
         self._settler = Settler(self._store)
+        self._ticker = Ticker(self._store, self._store.partitions)
         nonce = secrets.token_hex(8)
         if self._writer is not None:
             self._writer.begin(nonce)
@@ -227,6 +236,7 @@ class Worker:
             refuse=self._refuse,
             on_wake=lambda: self._leases.poke(),  # noqa: PLW0108 - made further down
             announce=self._announce,
+            on_due=self._ticker.nudge,
             priority_weights=PRIORITY_WEIGHTS if options.priorities == "weighted" else None,
             alone=self._alone,
             on_apart=self._writer.mark_apart if self._writer is not None else lambda: None,
@@ -299,6 +309,7 @@ class Worker:
         ):
             return
         has_claimed = self._fetcher.last_claim_at_ms is not None
+        await self._publish_schedules()
         await self._store.announce(self._info(), self._registry.infos())
         self._told_of_claim = has_claimed
         if self._announced_s is None:
@@ -311,6 +322,18 @@ class Worker:
                 tasks=self._registry.names(),
             )
         self._announced_s = now
+
+    async def _publish_schedules(self) -> None:
+        """Store what the modules declare, once; a pause stays, and one that cannot be stored stops no work."""
+        tasks = {info.name: info for info in self._registry.infos()}
+        while self._schedules:
+            declared = self._schedules[0]
+            try:
+                await self._store.put_schedule(declared.with_queue(tasks, self.options.defaults.queue))
+            except (SchedulesFull, StoreFull, ValueError) as error:
+                message = f"The schedule {declared.name!r} of {declared.where} was not stored: {error}."
+                self._log.error(events.SCHEDULE_REFUSED, message=message, schedule=declared.name, error=repr(error))
+            self._schedules.pop(0)
 
     def _queues(self) -> tuple[str, ...]:
         """Return the queues to serve; without a setting a task's own queue must not stay unserved."""

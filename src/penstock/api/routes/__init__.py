@@ -18,6 +18,15 @@ from penstock.api.routes.queues import (
     purge_queue,
     resume_queue,
 )
+from penstock.api.routes.schedules import (
+    delete_schedule,
+    get_schedule,
+    list_schedules,
+    pause_schedule,
+    put_schedule,
+    resume_schedule,
+    run_schedule,
+)
 
 ROUTES: tuple[HTTPRouteHandler, ...] = (
     submit_job,
@@ -38,6 +47,13 @@ ROUTES: tuple[HTTPRouteHandler, ...] = (
     list_dead_letters,
     redrive_dead_letters,
     delete_dead_letters,
+    list_schedules,
+    get_schedule,
+    put_schedule,
+    delete_schedule,
+    pause_schedule,
+    resume_schedule,
+    run_schedule,
     list_workers,
     get_metrics,
     get_health,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from penstock.core.ids import JobId, Token, WorkerName
 from penstock.core.job import Attempt, ClaimRequest, Idempotency, JobOptions, Settle, Submitted
 from penstock.core.limits import ATTEMPT_RECORDS, Limits
+from penstock.core.schedule import ScheduleRecord
 from penstock.core.states import FINAL_STATES, PLACES, AttemptOutcome, Place, Priority, Reason, State
 from penstock.core.transitions import Event, next_state
 from penstock.store.memory.audit import audit
@@ -108,6 +109,9 @@ class Partition:
         self.once: dict[str, tuple[Idempotency, int, Submitted]] = {}
         #: Who holds which unique key: by digest.
         self.locks: dict[str, Lock] = {}
+        self.schedules: dict[str, ScheduleRecord] = {}
+        #: Schedules that tick, by the time of their next tick.
+        self.schedule_due: dict[str, int] = {}
         self.counters: Counter[tuple[str, str]] = Counter()
         self.swept_at_ms: int | None = None
         self.reap_from_ms = 0

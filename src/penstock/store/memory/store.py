@@ -39,12 +39,14 @@ from penstock.core.job import (
 )
 from penstock.core.limits import DAY_MS, SECOND_MS, Limits
 from penstock.core.output import Followed, Output, OutputCode
+from penstock.core.schedule import DueSchedules, PutSchedule, Schedule, SchedulePage, ScheduleRecord, Tick, Ticked
 from penstock.core.states import PLACES, AttemptOutcome, Place, Reason, State
 from penstock.core.transitions import Event
 from penstock.store.memory import claiming, reading, sweeps
 from penstock.store.memory.locks import Lock, UniqueHold
 from penstock.store.memory.output import DROPPED
 from penstock.store.memory.partition import Partition, StoredJob
+from penstock.store.memory.schedules import Schedules
 from penstock.store.memory.signals import Signals
 
 _Item = TypeVar("_Item")
@@ -68,6 +70,7 @@ class MemoryStore:
         self._signals = Signals()
         self._closed = False
         self._parts = [Partition(number, self.limits, self._signals) for number in range(partitions)]
+        self._schedules = Schedules(self._parts, self.limits.schedules, self._submit)
         self._tasks: dict[str, tuple[int, TaskInfo]] = {}
         self._workers: dict[WorkerName, WorkerInfo] = {}
 
@@ -175,7 +178,53 @@ class MemoryStore:
         self._check_open()
         self._workers.pop(worker, None)
 
+    # Schedules.
+
+    async def put_schedule(self, schedule: Schedule) -> PutSchedule:
+        """Create or replace a schedule."""
+        return self._schedules.put(schedule, self._now())
+
+    async def delete_schedule(self, name: str) -> bool:
+        """Remove a schedule."""
+        self._check_open()
+        return self._schedules.delete(name)
+
+    async def pause_schedule(self, name: str) -> ScheduleRecord | None:
+        """Stop a schedule."""
+        return self._schedules.pause(name, self._now())
+
+    async def resume_schedule(self, name: str) -> ScheduleRecord | None:
+        """Let a schedule go on."""
+        return self._schedules.resume(name, self._now())
+
+    async def get_schedule(self, name: str) -> ScheduleRecord | None:
+        """Return a schedule."""
+        self._check_open()
+        return self._schedules.get(name)
+
+    async def list_schedules(self, *, limit: int = 50, cursor: str | None = None) -> SchedulePage:
+        """Return a page of schedules."""
+        self._check_open()
+        return self._schedules.page(limit, cursor)
+
+    async def due_schedules(self, partition: int, *, limit: int = 200) -> DueSchedules:
+        """Return what is due."""
+        return self._schedules.due(self._parts[partition], limit, self._now())
+
+    async def tick(self, partition: int, ticks: Sequence[Tick]) -> list[Ticked | Exception]:
+        """Move schedules on."""
+        self._check_open()
+        return [self._schedules.tick(self._parts[partition], tick) for tick in ticks]
+
+    async def put_off_schedule(self, name: str) -> None:
+        """Look at a schedule again in a minute."""
+        self._schedules.put_off(name, self._now())
+
     # Looking at jobs.
+
+    async def now_ms(self) -> int:
+        """Return the clock."""
+        return self._now()
 
     async def ping(self) -> None:
         """Return."""

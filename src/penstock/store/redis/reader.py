@@ -16,6 +16,7 @@ from penstock.core.ids import JobId, partition_of
 from penstock.core.job import JobFilter, JobRecord, MemoryUse, Page, QueueInfo, TaskInfo, WorkerInfo
 from penstock.core.states import FINAL_STATES, Priority, State
 from penstock.store.keys import PartitionKeys
+from penstock.store.redis.clock import ServerClock
 from penstock.store.redis.codec import job_record
 from penstock.store.redis.connection import Connection
 from penstock.store.redis.jobs import TASK_KEPT_MS, WORKER_LIVE_MS
@@ -62,11 +63,11 @@ class _Index(msgspec.Struct, frozen=True):
     newest_first: bool
 
 
-class RedisReader:
+class RedisReader(ServerClock):
     """Implement ``JobReader``."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        super().__init__(connection)
         self._partitions = connection.options.partitions
 
     async def ping(self) -> None:
@@ -284,14 +285,6 @@ class RedisReader:
 
         answers = await asyncio.gather(*(read(keys) for keys in partitions.values()), return_exceptions=True)
         return [answer for answer in self._connection.tolerate(answers) if not isinstance(answer, StoreError)]
-
-    async def now_ms(self) -> int:
-        """Return the clock of the first partition's server."""
-        return await self._clock(self._connection.keys[0])
-
-    async def _clock(self, keys: PartitionKeys) -> int:
-        seconds, microseconds = await self._connection.time_of(keys)
-        return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def _live(self, keys: PartitionKeys, index: str, max_age_ms: int) -> dict[bytes, int]:
         now_ms = await self._clock(keys)
