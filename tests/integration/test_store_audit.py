@@ -8,11 +8,14 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from penstock.core.cron import Timing
 from penstock.core.errors import StoreUnavailable
 from penstock.core.ids import JobId, WorkerName
 from penstock.core.job import Extension, HeldUntil, Idempotency, Settle, TaskInfo, Unique, Verb, WorkerInfo
+from penstock.core.schedule import Schedule, ScheduledJob
 from penstock.core.states import Priority
 from penstock.store import StoreOptions
 from penstock.store import audit as audit_module
@@ -52,6 +55,8 @@ class Scene:
         unique = Unique(key="0" * 32, until=HeldUntil.FINISHED, for_ms=3_600_000)
         self.alone = await submit(self.store, queue="other", delay_ms=3_600_000, unique=unique)
         self.expiring = await submit(self.store, queue="other", expires_in_ms=3_600_000)
+        job = ScheduledJob(task="echo", input=msgspec.Raw(b"{}"))
+        await self.store.put_schedule(Schedule(name="daily", timing=Timing(cron="0 0 * * *"), job=job))
 
     async def run(self, *command: str | int) -> None:
         await self.store.connection.command(*command)
@@ -107,6 +112,33 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "an expiry too early": (lambda s: s.put("expire", member=s.queued), "wrong_expiry", "queued"),
     "no deadline": (lambda s: s.take("expiry", member=s.expiring), "no_deadline", "expiring"),
     "a deadline too late": (lambda s: s.put("expiry", member=s.completed), "wrong_index", "completed"),
+    "a schedule that cannot be read": (
+        lambda s: s.run("HSET", s.keys.key("schedule", "daily"), "definition", "{"),
+        "damaged_schedule",
+        "schedule:daily",
+    ),
+    "a schedule without a field": (
+        lambda s: s.run("HDEL", s.keys.key("schedule", "daily"), "revision"),
+        "damaged_schedule",
+        "schedule:daily",
+    ),
+    "a schedule that was put off": (
+        lambda s: s.put("schedule_due", member="daily", score=9_000_000_000_000),
+        "failing_schedule",
+        "schedule:daily",
+    ),
+    "a schedule that does not tick": (lambda s: s.take("schedule_due", member="daily"), "no_tick", "schedule:daily"),
+    "a schedule in no list": (lambda s: s.take("schedules", member="daily"), "unlisted_schedule", "schedule:daily"),
+    "a tick of no schedule": (
+        lambda s: s.put("schedule_due", member="gone"),
+        "stray_schedule",
+        "schedule_due gone",
+    ),
+    "a schedule of another partition's": (
+        lambda s: s.run("RENAME", s.keys.key("schedule", "daily"), s.keys.key("schedule", "other")),
+        "stray_schedule",
+        "schedules daily",
+    ),
     "input gone": (lambda s: s.run("DEL", s.keys.key("input", s.queued)), "no_input", "queued"),
     "orphan input": (lambda s: s.run("SET", s.keys.key("input", "x"), "1"), "orphan_value", "job:x:in"),
     "orphan log": (lambda s: s.run("RPUSH", s.keys.key("log", "x"), "1"), "orphan_value", "job:x:log"),

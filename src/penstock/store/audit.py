@@ -15,12 +15,14 @@ from typing import Any
 
 from penstock.core.errors import StoreError, StoreUnavailable, StoreUnfit
 from penstock.core.ids import parse_job_id, partition_of
+from penstock.core.schedule import home_of_schedule
 from penstock.core.states import State
 from penstock.store.keys import KINDS, anchor_key
 from penstock.store.options import StoreOptions
 from penstock.store.redis.codec import pack
 from penstock.store.redis.connection import FORMAT, Connection
 from penstock.store.redis.primary import Primary
+from penstock.store.redis.schedules import record_or_damage
 from penstock.store.redis.server import product, read_info, read_setting, text_of, version_problem
 
 _CHUNK = 200
@@ -270,6 +272,7 @@ class _Auditor:
         checks: dict[str, Callable[[int, list[tuple[str, str]]], Awaitable[None]]] = {
             "job": self._jobs,
             "unique": self._locks,
+            "schedule": self._schedules,
         }
         checks |= dict.fromkeys(("input", "result", "log", "stream"), self._values)
         for raw_name, found_type, ttl_ms in zip(names, answers[::2], answers[1::2], strict=True):
@@ -324,6 +327,48 @@ class _Auditor:
             for digest, code, detail in await self._connection.script("audit_locks", partition, pack(chunk)):
                 self._find(text_of(code), f"unique:{text_of(digest)}", text_of(detail))
 
+    async def _schedules(self, partition: int, found: list[tuple[str, str]]) -> None:
+        keys, partitions = self._connection.keys[partition], len(self._connection.keys)
+        for key, name in found:
+            reads: list[tuple[str, ...]] = [("HGETALL", keys.prefix + key)]
+            reads += [("ZSCORE", keys.key(index), name) for index in ("schedules", "schedule_due")]
+            try:
+                flat, listed, at = await self._connection.together(reads, atomic=True)
+            except StoreUnavailable:
+                raise
+            except StoreError:
+                return  # a wrong type, which is a finding of its own
+            if not flat:
+                continue
+            record, damage = record_or_damage(flat)
+            if record is None:
+                self._find("damaged_schedule", key, damage)
+                continue
+            if home_of_schedule(name) % partitions != partition:
+                self._find("wrong_partition", key, f"is not a schedule of partition {partition}")
+            if listed is None:
+                self._find("unlisted_schedule", key, "the schedule is in no list")
+            next_ms = None if record.paused_at_ms is not None else record.next_ms
+            if next_ms is not None and at is None:
+                self._find("no_tick", key, "the schedule would never tick")
+            elif next_ms is not None and float(at) > next_ms:
+                self._find("failing_schedule", key, "the schedule could not tick and was put off by a minute")
+
+    async def _schedule_index(self, partition: int, kind: str) -> None:
+        """Name the entries of the two indexes of schedules whose schedule is gone."""
+        keys = self._connection.keys[partition]
+        cursor = 0
+        while True:
+            cursor, entries = await self._connection.command("ZSCAN", keys.key(kind), cursor, "COUNT", _CHUNK)
+            for member, _ in entries:
+                name = text_of(member)
+                looks = [("ZSCORE", keys.key(kind), name), ("EXISTS", keys.key("schedule", name))]
+                stands, schedule_stands = await self._connection.together(looks, atomic=True)
+                if stands is not None and not schedule_stands:
+                    self._find("stray_schedule", f"{kind} {name}", "names a schedule that is gone")
+            if cursor == 0:
+                return
+
     async def _values(self, partition: int, found: list[tuple[str, str]]) -> None:
         keys = self._connection.keys[partition]
         looks: list[tuple[str, ...]] = []
@@ -345,6 +390,9 @@ class _Auditor:
             wanted, queue = "held", arguments[0]
         elif kind in _INDEX_DEMANDS:
             wanted, queue = _INDEX_DEMANDS[kind], ""
+        elif kind in ("schedules", "schedule_due"):
+            await self._schedule_index(partition, kind)
+            return
         else:
             return
         if kind in ("queue", "dead", "final") and not await self._lists(partition, queue):

@@ -242,10 +242,9 @@ def record_of(flat: Any) -> ScheduleRecord:
         raise StoreError(f"the schedule is damaged ({error!r}): put it anew, or delete it") from error
 
 
-def damage_of(flat: Any) -> str:
-    """Return what is wrong with a schedule's hash, nothing when it can be read."""
+def record_or_damage(flat: Any) -> tuple[ScheduleRecord | None, str]:
+    """Return a schedule, or None and what is wrong with its hash."""
     try:
-        record_of(flat)
+        return record_of(flat), ""
     except StoreError as error:
-        return f"{error}"
-    return ""
+        return None, f"{error}"
