@@ -71,7 +71,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_POST = do_DELETE = _do  # noqa: N815 - the framework's names
+    do_GET = do_POST = do_PUT = do_DELETE = _do  # noqa: N815 - the framework's names
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -381,6 +381,54 @@ def test_a_queue_is_paused_resumed_and_purged(server: FakeServer, command: Comma
     assert command("queue", "purge", "mail")[:2] == (0, "mail purged, 1,234 cancelled\n")
     server.answer("GET", "/queues", {"items": [queue]})
     assert command("queues")[1].splitlines()[1].startswith("mail (paused) ")
+
+
+def test_schedules_are_written_shown_and_changed(server: FakeServer, command: Command) -> None:
+    found = {
+        "name": "a b",
+        "cron": "0 6 * * *",
+        "timezone": "Europe/Berlin",
+        "missed": "latest",
+        "overlap": "allow",
+        "source": "api",
+        "job": {"task": "echo", "queue": "default", "priority": "normal", "input": {"a": 1}},
+        "next": ["2030-01-31T05:00:00.000Z", "2030-02-01T05:00:00.000Z"],
+        "last_tick": "2030-01-30T05:00:00.000Z",
+        "last_job_id": JOB_ID,
+        "ticks": {"fired": 1_234, "skipped": 2, "missed": 3},
+    }
+    paused = found | {"paused": True, "paused_at": "2030-01-30T06:00:00.000Z", "next": []}
+    server.answer("PUT", "/schedules/a%20b", found)
+    server.answer("GET", "/schedules/a%20b", paused)
+    server.answer("GET", "/schedules", {"items": [found, paused | {"cron": None, "every": 90.0}], "next": None})
+    server.answer("POST", "/schedules/a%20b/pause", paused)
+    server.answer("POST", "/schedules/a%20b/resume", found)
+    server.answer("POST", "/schedules/a%20b/run", {"id": JOB_ID, "status": "queued"})
+    server.answer("DELETE", "/schedules/a%20b", {})
+    code, out, _ = command(
+        *("schedules", "put", "a b", "echo", '{"a":1}', "--cron", "0 6 * * *", "--timezone", "Europe/Berlin"),
+        *("--queue", "default", "--tag", "x", "--max-attempts", "2"),
+    )
+    assert code == 0
+    assert "1,234 fired, 2 skipped, 3 missed" in out
+    assert "2030-02-01T05:00:00.000Z" in out
+    code, out, _ = command("schedules", "show", "a b")
+    assert (code, "since 2030-01-30T06:00:00.000Z" in out) == (0, True)
+    assert json.loads(command("schedules", "show", "a b", "--json")[1])["paused"] is True
+    rows = command("schedules", "list")[1].splitlines()
+    assert "0 6 * * * Europe/Berlin" in rows[1]
+    assert "every 90 s" in rows[2]
+    assert "paused" in rows[2]
+    assert [json.loads(line)["name"] for line in command("schedules", "list", "--json")[1].splitlines()] == ["a b"] * 2
+    assert command("schedules", "pause", "a b")[:2] == (0, "a b paused\n")
+    assert command("schedules", "resume", "a b")[:2] == (0, "a b resumed, next 2030-01-31T05:00:00.000Z\n")
+    assert command("schedules", "run", "a b")[:2] == (0, f"{JOB_ID} queued\n")
+    assert command("schedules", "delete", "a b")[:2] == (0, "a b deleted\n")
+    for verb in ("pause", "resume", "run", "delete"):
+        assert json.loads(command("schedules", verb, "a b", "--json")[1])
+    assert command("schedules", "put", "x", "echo", "{")[0] == 2
+    server.answers[("GET", "/schedules")] = [(200, {"items": [], "next": None})]
+    assert "no schedules" in command("schedules", "list")[1]
 
 
 def test_jobs_and_dead_letters_are_listed(server: FakeServer, command: Command) -> None:

@@ -266,6 +266,24 @@ def test_verbs_and_paths() -> None:
             b'{"ids":["' + JOB_ID.encode() + b'"]}',
         ),
         (core().delete_dead_letters({"all": True}), ok({"deleted": 1}), "DELETE", "/dead-letter", b'{"all":true}'),
+        (
+            core().put_schedule("a b", {"every": 5, "job": {"task": "t"}}),
+            ok({"name": "a b", "next": ["2030-01-31T12:00:00.000Z"]}),
+            "PUT",
+            "/schedules/a%20b",
+            b'{"every":5,"job":{"task":"t"}}',
+        ),
+        (core().schedule("x"), ok({"name": "x"}), "GET", "/schedules/x", None),
+        (
+            core().schedules(limit=5, cursor=None),
+            ok({"items": [{"name": "x"}], "next": None}),
+            "GET",
+            "/schedules",
+            None,
+        ),
+        (core().change_schedule("x", "pause"), ok({"name": "x"}), "POST", "/schedules/x/pause", None),
+        (core().run_schedule("x"), job, "POST", "/schedules/x/run", None),
+        (core().delete_schedule("x"), Answer(status=204, body=b""), "DELETE", "/schedules/x", None),
         (core().health(), ok({"status": "ok"}), "GET", "/health", None),
     ]
     for flow, answer, method, path, body in flows:

@@ -33,6 +33,7 @@ COMMANDS = {
     "retry": ("retry", "Queue failed jobs again, or start waiting ones now."),
     "queues": ("queues", "Show what the queues hold."),
     "queue": ("queue", "Pause, resume or purge a queue."),
+    "schedules": ("schedules", "List, show, write, pause, resume, run or delete schedules."),
     "dead-letter": ("dead_letter", "List, redrive or delete failed jobs."),
     "demo": ("demo", "Show on a running server what happens to jobs."),
     "doctor": ("doctor", "Check the Redis server and that each job is in exactly one place."),

@@ -27,7 +27,19 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from penstock.client.events import JobEvent, LogLine, LogPage
-    from penstock.client.job import Attempt, Deleted, Job, JobError, JobPage, Purged, Queue, Redriven, Submission
+    from penstock.client.job import (
+        Attempt,
+        Deleted,
+        Job,
+        JobError,
+        JobPage,
+        Purged,
+        Queue,
+        Redriven,
+        Schedule,
+        SchedulePage,
+        Submission,
+    )
     from penstock.client.sync import Client
 
 __all__ = [
@@ -56,6 +68,8 @@ __all__ = [
     "Queue",
     "Redriven",
     "RequestRejected",
+    "Schedule",
+    "SchedulePage",
     "ServerUnavailable",
     "StateConflict",
     "Submission",
@@ -91,6 +105,8 @@ _HOMES = {
     "Queue": "penstock.client.job",
     "Redriven": "penstock.client.job",
     "RequestRejected": "penstock.client.errors",
+    "Schedule": "penstock.client.job",
+    "SchedulePage": "penstock.client.job",
     "ServerUnavailable": "penstock.client.errors",
     "StateConflict": "penstock.client.errors",
     "Submission": "penstock.client.job",

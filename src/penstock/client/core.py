@@ -31,7 +31,7 @@ from penstock.client.errors import (
     UniqueConflict,
     WaitTimeout,
 )
-from penstock.client.job import Deleted, Job, JobPage, Purged, Queue, Redriven, Submission
+from penstock.client.job import Deleted, Job, JobPage, Purged, Queue, Redriven, Schedule, SchedulePage, Submission
 from penstock.core.errors import FieldError
 
 CHUNK_ITEMS = 1_000
@@ -48,6 +48,9 @@ _RETRY_AFTER_MAX_SECONDS = 60.0
 _RANDOM_KEY_SECONDS = 600
 #: Who waits for a job wants its end, not the news that the server restarts: eight repeats last about 15 s.
 _WAIT_RETRIES = 8
+
+#: What says when a schedule ticks and what becomes of its ticks; the other fields of a put are those of its job.
+SCHEDULE_FIELDS = ("cron", "timezone", "every", "start_at", "missed", "overlap")
 
 T = TypeVar("T")
 #: What ``submit_many`` takes: a dict as ``POST /submit`` does, or (task, input).
@@ -234,6 +237,35 @@ class ClientCore:
         timeout = max(self.timeout_seconds, _PURGE_SECONDS)
         answer = yield from self._send("POST", f"{_queue_path(queue)}/purge", timeout_seconds=timeout)
         return _read(answer, Purged)
+
+    def put_schedule(self, name: str, body: Mapping[str, Any]) -> Flow[Schedule]:
+        """Create or replace a schedule; repeated safely, because the same again changes nothing."""
+        answer = yield from self._send("PUT", _schedule_path(name), body=_encode(body), repeatable=True)
+        return _read(answer, Schedule)
+
+    def schedule(self, name: str) -> Flow[Schedule]:
+        """Fetch a schedule."""
+        answer = yield from self._send("GET", _schedule_path(name))
+        return _read(answer, Schedule)
+
+    def schedules(self, *, limit: int, cursor: str | None) -> Flow[SchedulePage]:
+        """Fetch one page of schedules."""
+        answer = yield from self._send("GET", "/schedules", params=_params({"limit": limit, "cursor": cursor}))
+        return _read(answer, SchedulePage)
+
+    def change_schedule(self, name: str, verb: str) -> Flow[Schedule]:
+        """Pause or resume a schedule."""
+        answer = yield from self._send("POST", f"{_schedule_path(name)}/{verb}")
+        return _read(answer, Schedule)
+
+    def run_schedule(self, name: str) -> Flow[Job]:
+        """Submit a schedule's job now."""
+        answer = yield from self._send("POST", f"{_schedule_path(name)}/run")
+        return _read(answer, Job)
+
+    def delete_schedule(self, name: str) -> Flow[None]:
+        """Delete a schedule."""
+        yield from self._send("DELETE", _schedule_path(name))
 
     def dead_letters(self, *, queue: str | None, limit: int, cursor: str | None) -> Flow[JobPage]:
         """Fetch one page of the dead letter."""
@@ -438,6 +470,10 @@ def _seconds(text: str | None) -> float | None:
 
 def _queue_path(queue: str) -> str:
     return f"/queues/{quote(queue, safe='')}"
+
+
+def _schedule_path(name: str) -> str:
+    return f"/schedules/{quote(name, safe='')}"
 
 
 def _job_path(job_id: str) -> str:

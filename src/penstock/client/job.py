@@ -59,6 +59,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     started_at: dt.datetime | None = None
     finished_at: dt.datetime | None = None
     run_at: dt.datetime | None = None
+    #: The schedule whose tick submitted the job, and the tick's planned time.
+    schedule: str | None = None
+    scheduled_for: dt.datetime | None = None
     expires_at: dt.datetime | None = None
     cancel_requested_at: dt.datetime | None = None
     unique_key: str | None = None
@@ -123,6 +126,43 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     delayed: int = 0
     dead_letters: int = 0
     finished: dict[str, int] = {}
+
+
+class Ticks(msgspec.Struct, frozen=True, kw_only=True):
+    """Count ticks: ``fired`` submitted a job, ``skipped`` met ``overlap`` or a full queue, ``missed`` came too late."""
+
+    fired: int = 0
+    skipped: int = 0
+    missed: int = 0
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """Show a schedule; ``next`` are the next five ticks, ``every`` is seconds, ``job`` what each tick submits."""
+
+    name: str
+    cron: str | None = None
+    timezone: str | None = None
+    every: float | None = None
+    start_at: dt.datetime | None = None
+    missed: str = ""
+    overlap: str = ""
+    job: dict[str, Any] = {}
+    source: str = ""
+    paused: bool = False
+    paused_at: dt.datetime | None = None
+    next: tuple[dt.datetime, ...] = ()
+    last_tick: dt.datetime | None = None
+    last_job_id: str | None = None
+    ticks: Ticks = Ticks()
+    created_at: dt.datetime | None = None
+    updated_at: dt.datetime | None = None
+
+
+class SchedulePage(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold one page of schedules, by name."""
+
+    items: tuple[Schedule, ...]
+    next: str | None = None
 
 
 class Purged(msgspec.Struct, frozen=True, kw_only=True):

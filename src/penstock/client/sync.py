@@ -9,9 +9,9 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from penstock.client.core import Answer, Call, Flow, JobItem, NoAnswer, chunks
+from penstock.client.core import SCHEDULE_FIELDS, Answer, Call, Flow, JobItem, NoAnswer, chunks
 from penstock.client.events import Following, JobEvent, LogPage
-from penstock.client.job import Deleted, Job, JobPage, Purged, Queue, Redriven, Submission
+from penstock.client.job import Deleted, Job, JobPage, Purged, Queue, Redriven, Schedule, SchedulePage, Submission
 from penstock.client.transport import answer_of, make_core, no_answer_of, request_options, transport_options
 
 T = TypeVar("T")
@@ -142,6 +142,39 @@ class Client:
     def purge(self, queue: str) -> Purged:
         """Cancel all that is queued in a queue. Raises NotFound."""
         return self._run(self._core.purge(queue))
+
+    def put_schedule(self, name: str, task: str, input: Any = None, **fields: Any) -> Schedule:  # noqa: A002 - the field's name
+        """Create or replace a schedule of a task; the same again changes nothing.
+
+        ``cron`` (with ``timezone``) or ``every`` (with ``start_at``) say when, ``missed`` and ``overlap`` what becomes
+        of ticks; the other fields are those of the job, such as ``queue`` or ``tags``.
+        """
+        body = {key: fields.pop(key) for key in SCHEDULE_FIELDS if key in fields}
+        return self._run(self._core.put_schedule(name, {**body, "job": {"task": task, "input": input, **fields}}))
+
+    def schedule(self, name: str) -> Schedule:
+        """Fetch a schedule. Raises NotFound."""
+        return self._run(self._core.schedule(name))
+
+    def schedules(self, *, limit: int = 50, cursor: str | None = None) -> SchedulePage:
+        """Fetch one page of the schedules, by name."""
+        return self._run(self._core.schedules(limit=limit, cursor=cursor))
+
+    def pause_schedule(self, name: str) -> Schedule:
+        """Let a schedule start nothing until it is resumed. Raises NotFound."""
+        return self._run(self._core.change_schedule(name, "pause"))
+
+    def resume_schedule(self, name: str) -> Schedule:
+        """Let a paused schedule tick again. Raises NotFound."""
+        return self._run(self._core.change_schedule(name, "resume"))
+
+    def run_schedule(self, name: str) -> Job:
+        """Submit a schedule's job now, beside its ticks. Raises NotFound."""
+        return self._run(self._core.run_schedule(name))
+
+    def delete_schedule(self, name: str) -> None:
+        """Delete a schedule; its jobs stay. Raises NotFound."""
+        self._run(self._core.delete_schedule(name))
 
     def dead_letters(self, *, queue: str | None = None, limit: int = 50, cursor: str | None = None) -> JobPage:
         """Fetch one page of the failed jobs."""
