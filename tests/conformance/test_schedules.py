@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from penstock.core.cron import Timing
-from penstock.core.errors import SchedulesFull
+from penstock.core.errors import SchedulesFull, StoreError
 from penstock.core.ids import home_of
 from penstock.core.job import JobFilter, JobRecord, Verb
 from penstock.core.limits import Limits
@@ -26,9 +26,17 @@ from penstock.core.schedule import (
     next_ticks,
 )
 from penstock.core.states import Priority, State
+from penstock.store.redis.store import RedisStore
 from tests.conformance.conftest import MakeSubject
 from tests.conformance.schedules import MINUTE_MS, found, plans, put, schedule, tick_all
-from tests.conformance.subject import START_MS, Subject
+from tests.conformance.subject import START_MS, WORKER, Subject
+
+
+@pytest.fixture
+async def subject(make_subject: MakeSubject) -> Subject:
+    """Return a store of one partition, whatever the kind of server: a name decides where a schedule is."""
+    return await make_subject(1)
+
 
 EVERY_SECOND = Timing(every_ms=1_000)
 NOTHING_DONE = Ticked(moved=False)
@@ -281,6 +289,64 @@ class TestTick:
         assert sum(answer.fired for answer in await tick_all(subject.store)) == 450
         page = await subject.store.queues()
         assert page[0].depth[Priority.NORMAL] == 450
+
+
+class TestWake:
+    async def test_a_tick_that_comes_soon_wakes_who_waits(self, subject: Subject) -> None:
+        await put(subject.store, "later", Timing(every_ms=2_000))
+        await put(subject.store, "soon", Timing(every_ms=1_999))
+        assert await subject.store.wait_work(WORKER, ["default"], timeout_ms=30_000) == frozenset({"due"})
+
+    async def test_a_resumed_one_too(self, subject: Subject) -> None:
+        await put(subject.store)
+        await subject.store.pause_schedule("nightly")
+        await subject.advance(MINUTE_MS)
+        if isinstance(subject.store, RedisStore):
+            # A tick a minute ahead woke nobody.
+            keys = subject.store.connection.keys[0]
+            assert await subject.store.connection.command("EXISTS", keys.key("due")) == 0
+        await subject.store.resume_schedule("nightly")
+        assert await subject.store.wait_work(WORKER, ["default"], timeout_ms=30_000) == frozenset({"due"})
+
+
+class TestDamaged:
+    async def redis_of(self, subject: Subject) -> RedisStore:
+        if not isinstance(subject.store, RedisStore):
+            pytest.skip("in memory nothing is damaged")
+        return subject.store
+
+    async def test_an_index_that_does_not_agree_is_set_right(self, subject: Subject) -> None:
+        store = await self.redis_of(subject)
+        await put(store)
+        keys = store.connection.keys[0]
+        await store.connection.command("ZADD", keys.key("schedule_due"), START_MS, "nightly")
+        await store.connection.command("ZADD", keys.key("schedule_due"), START_MS, "gone")
+        due = await store.due_schedules(0)
+        assert (due.records, due.next_due_ms) == ((), START_MS + MINUTE_MS)
+
+    async def test_a_put_mends_the_indexes(self, subject: Subject) -> None:
+        store = await self.redis_of(subject)
+        record = await put(store)
+        keys = store.connection.keys[0]
+        for index in ("schedules", "schedule_due"):
+            await store.connection.command("ZREM", keys.key(index), "nightly")
+        assert (await store.put_schedule(schedule())).code is PutCode.UNCHANGED
+        assert (await store.list_schedules()).items == (record,)
+        assert (await store.due_schedules(0)).next_due_ms == record.next_ms
+
+    async def test_an_unreadable_one_is_put_off_and_deleted(self, subject: Subject) -> None:
+        store = await self.redis_of(subject)
+        for name in ("bad", "good"):
+            await put(store, name)
+        keys = store.connection.keys[0]
+        await store.connection.command("HSET", keys.key("schedule", "bad"), "definition", "{")
+        await subject.advance(MINUTE_MS)
+        assert [record.schedule.name for record in (await store.due_schedules(0)).records] == ["good"]
+        assert [record.schedule.name for record in (await store.list_schedules()).items] == ["good"]
+        with pytest.raises(StoreError):
+            await store.get_schedule("bad")
+        await tick_all(store)
+        assert await store.delete_schedule("bad")
 
 
 class TestMissed:
