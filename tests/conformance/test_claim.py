@@ -41,6 +41,7 @@ async def test_a_job_is_handed_out_once(subject: Subject) -> None:
     assert (await subject.claim(5, worker=OTHER_WORKER)).jobs == ()
 
 
+@pytest.mark.every_server
 async def test_priority_goes_before_queue_and_queue_before_arrival(subject: Subject) -> None:
     low = await subject.submit(priority=Priority.LOW)
     b_normal = await subject.submit(queue="b")
@@ -187,6 +188,7 @@ class TestTasks:
         await subject.submit(type="ai", task="echo")
         assert (await subject.claim(5, tasks=("echo", "ai"))).deferred == 1
 
+    @pytest.mark.every_server
     async def test_those_of_live_workers_are_skipped_in_place(self, subject: Subject) -> None:
         await subject.announce("resize", worker=OTHER_WORKER)
         resize = await subject.submit(task="resize")

@@ -193,6 +193,7 @@ class TestReleaseWorker:
         assert await subject.store.release_worker(WORKER) == 250
         assert await subject.order() == ids
 
+    @pytest.mark.every_server
     async def test_all_partitions_are_searched(self, make_subject: MakeSubject) -> None:
         subject = await make_subject(4)
         for home in range(4):

@@ -26,6 +26,7 @@ def once(fingerprint: str = "aa", key: str = KEY, keep_ms: int = KEEP_MS) -> Ide
 PLACES = pytest.mark.parametrize(("partitions", "home"), [(1, 0), (2, 1), (2, 0), (8, 5)])
 
 
+@pytest.mark.every_server
 @PLACES
 async def test_the_same_again_gets_the_first_answer(make_subject: MakeSubject, partitions: int, home: int) -> None:
     subject = await make_subject(partitions)

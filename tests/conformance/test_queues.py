@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from penstock.core.errors import QueueFull
 from penstock.core.job import MemoryUse, Purged, Submitted, Verb
 from penstock.core.limits import Limits
@@ -91,6 +93,7 @@ class TestPause:
         await subject.submit(queue="new")
         assert (await subject.claim(5, queues=("new",))).jobs == ()
 
+    @pytest.mark.every_server
     async def test_every_partition_is_paused(self, make_subject: MakeSubject) -> None:
         subject = await make_subject(2)
         for home in (0, 1):
@@ -152,6 +155,7 @@ class TestMaxDepth:
         assert taken(await subject.store.submit(jobs)) == [True] * 4 + [False] * 4
 
 
+@pytest.mark.every_server
 async def test_memory_is_told(subject: Subject) -> None:
     use = await subject.store.memory()
     assert use.max_bytes == 0

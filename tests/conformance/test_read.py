@@ -71,6 +71,7 @@ class TestListing:
             same_time = [await job_in(subject, state) for _ in range(2)]
             assert await listed(subject, JobFilter(states=(state,))) == [*reversed(same_time), *reversed(ids)]
 
+    @pytest.mark.every_server
     @pytest.mark.parametrize("limit", [1, 2, 3, 7, 50])
     @pytest.mark.parametrize("partitions", [1, 4])
     async def test_pages_add_up_to_the_whole(self, make_subject: MakeSubject, limit: int, partitions: int) -> None:
@@ -179,6 +180,7 @@ class TestQueues:
             assert len((await subject.claim(1, queues=(name,))).jobs) == 1
         assert [info.name for info in await subject.store.queues()] == sorted(names)
 
+    @pytest.mark.every_server
     async def test_partitions_are_added_up(self, make_subject: MakeSubject) -> None:
         subject = await make_subject(4)
         for home in range(4):
@@ -264,6 +266,7 @@ class TestRegistry:
         assert await subject.store.workers() == []
         assert set(await subject.store.tasks()) == {"echo"}
 
+    @pytest.mark.every_server
     async def test_every_partition_knows_the_tasks(self, make_subject: MakeSubject) -> None:
         subject = await make_subject(4)
         await subject.announce("resize", worker=OTHER_WORKER)

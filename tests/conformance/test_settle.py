@@ -96,6 +96,7 @@ async def test_retry_tells_a_timeout_from_a_failure(subject: Subject, token: Tok
     assert (await subject.get(token.job_id)).attempts == (ended(AttemptOutcome.TIMED_OUT),)
 
 
+@pytest.mark.every_server
 @pytest.mark.parametrize("reason", list(Reason))
 async def test_fail_goes_to_the_dead_letter(subject: Subject, token: Token, reason: Reason) -> None:
     answer = await subject.settle(token, Verb.FAIL, value=ERROR_JSON, reason=reason, outcome=AttemptOutcome.TIMED_OUT)
@@ -184,6 +185,7 @@ async def prepare(subject: Subject, token: Token, verb: Verb) -> None:
         await subject.store.cancel([token.job_id])
 
 
+@pytest.mark.every_server
 @pytest.mark.parametrize("verb", list(Verb))
 async def test_the_same_again_changes_nothing(subject: Subject, token: Token, verb: Verb) -> None:
     await prepare(subject, token, verb)

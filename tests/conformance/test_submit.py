@@ -45,6 +45,7 @@ async def test_a_new_job_is_queued_with_all_it_was_given(subject: Subject) -> No
     assert await subject.count("submitted", "mail") == 1
 
 
+@pytest.mark.every_server
 async def test_a_repeat_by_id_describes_the_standing_job(subject: Subject) -> None:
     job = subject.new(expires_in_ms=90_000)
     await subject.store.submit([job])
@@ -155,6 +156,7 @@ async def test_an_empty_batch_is_answered_by_nothing(subject: Subject) -> None:
     assert await subject.store.delete([]) == []
 
 
+@pytest.mark.every_server
 async def test_a_thousand_jobs_keep_their_order(subject: Subject) -> None:
     ids = await subject.submit_many(1_000)
     assert await subject.order() == ids

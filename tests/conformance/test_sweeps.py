@@ -29,6 +29,7 @@ class TestPromote:
         record = await subject.get(job_id)
         assert (record.state, record.run_at_ms) == (State.QUEUED, None)
 
+    @pytest.mark.every_server
     async def test_the_oldest_due_goes_first_and_behind_what_waits(self, subject: Subject) -> None:
         late = await subject.submit(delay_ms=300)
         early = await subject.submit(delay_ms=100)
@@ -78,6 +79,7 @@ class TestPromote:
 
 
 class TestReap:
+    @pytest.mark.every_server
     async def test_a_lapsed_lease_is_given_back_to_its_own_place(self, subject: Subject) -> None:
         await subject.steady_reaps(20_000)
         ids = await subject.submit_many(3)
@@ -283,6 +285,7 @@ class TestReap:
 
 
 class TestPrune:
+    @pytest.mark.every_server
     @pytest.mark.parametrize("state", [State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED])
     @pytest.mark.parametrize(("retention_ms", "kept_ms"), [(None, 0), (0, 60_000), (1, 1), (250_000, 250_000)])
     async def test_final_jobs_go_after_their_retention(

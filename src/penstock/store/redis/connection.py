@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import redis.exceptions
 
-from penstock.core.errors import StoreError, StoreMismatch, StoreUnavailable, StoreUnfit
+from penstock.core.errors import StoreError, StoreFull, StoreMismatch, StoreUnavailable, StoreUnfit
 from penstock.store.keys import PartitionKeys, anchor_key, slot_of
 from penstock.store.options import StoreOptions
 from penstock.store.redis.durability import Barrier
@@ -254,12 +254,21 @@ class Connection:
         return list(answers)
 
     async def together(self, commands: Sequence[Command], *, atomic: bool = False) -> list[Any]:
-        """Run commands in one round trip to each server; ``atomic`` ones see one moment and must share a partition."""
+        """Run commands in one round trip to each server.
+
+        ``atomic`` ones are reads of one partition, and see one moment unless the server is at its memory limit.
+        """
         if not commands:
             return []
         slots = [self._slot_of(command) for command in commands]
-        if atomic or len(set(slots)) == 1:
-            return await self._at_slot(slots[0], lambda server: _pipeline(server, commands, atomic=atomic))
+        if atomic:
+            try:
+                return await self._at_slot(slots[0], lambda server: _pipeline(server, commands, atomic=True))
+            except StoreFull:
+                # At its memory limit a server queues no commands, reads neither: then they follow each other.
+                atomic = False
+        if len(set(slots)) == 1:
+            return await self._at_slot(slots[0], lambda server: _pipeline(server, commands))
         places: dict[Primary, list[int]] = {}
         for index, slot in enumerate(slots):
             places.setdefault(await self._find(slot), []).append(index)
