@@ -114,11 +114,14 @@ class KilledLoad:
 
     async def work(self, number: int) -> None:
         # What a claim took whose answer never came goes back once it is older than any that is worked on.
-        release = functools.partial(self.store.connection.script, "release_held", 0, WORKER, b"\x90", 500, 200, 0, 1, 1)
+        arguments = (WORKER, b"\x90", 500, 200, 0, 1, 1, b"\xc0")
+        release = functools.partial(self.store.connection.script, "release_held", 0, *arguments)
         while len(self.done) < self.count:
             try:
                 claimed = await claim(self.store, limit=20, nonce=f"nonce-{number}")
             except StoreUnavailable:
+                # A store that was closed says so without a break in between.
+                await asyncio.sleep(0)
                 continue
             for job in claimed.jobs:
                 answer = await self.insist(functools.partial(settle, self.store, job))
