@@ -20,6 +20,7 @@ from penstock.core.job import Idempotency, Submitted
 from penstock.store import StoreOptions
 from penstock.store.audit import audit
 from penstock.store.redis.store import RedisStore
+from tests.conformance import schedules
 from tests.integration.api_support import api_process
 from tests.integration.power_cut import cut_back, synced_bytes, tracing
 from tests.integration.store_support import Server, new_job, server_in, store_at, submit
@@ -185,6 +186,8 @@ async def test_all_that_accepts_work_waits(server: Server, namespace: str) -> No
         assert await other.get(job.id) is not None
         with pytest.raises(NotDurable):
             await store.redrive([job.id])
+        with pytest.raises(NotDurable):
+            await schedules.put(store)
         # What takes nothing on does not wait.
         await store.cancel([job.id])
         await store.delete([job.id])

@@ -78,6 +78,8 @@ async def test_submits_are_refused_near_the_memory_limit() -> None:
     app.services.memory._clock = clock
     async with client_of(app) as client:
         assert (await client.post("/submit", json={"task": "a"})).status_code == 202
+        schedule = {"every": "1h", "job": {"task": "a"}}
+        assert (await client.put("/schedules/hourly", json=schedule)).status_code == 201
         store.percent = 90
         # What was asked less than a second ago still holds.
         assert (await client.post("/submit", json={"task": "a"})).status_code == 202
@@ -88,6 +90,8 @@ async def test_submits_are_refused_near_the_memory_limit() -> None:
             assert int(response.headers["retry-after"]) > 0
         assert (await client.get("/health/ready")).status_code == 503
         assert await refusals(client, "store_full") == 2
+        response = await client.post("/schedules/hourly/run")
+        assert (response.status_code, response.json()["code"]) == (503, "store_full"), response.text
         assert "penstock_store_memory_limit_bytes 100000.0" in (await client.get("/metrics")).text
         store.percent = 89
         clock.now_ms += 1_000

@@ -84,7 +84,7 @@ class HotRoutes:
         self._refuse_when_stopping()
         exchange.job_id = job.id
         try:
-            await self._refuse_when_nearly_full()
+            await services.refuse_when_nearly_full()
             answer = (await services.store.submit([job]))[0]
             if isinstance(answer, Exception):
                 raise answer
@@ -185,7 +185,7 @@ class HotRoutes:
         answers: Sequence[Submitted | Exception] = []
         try:
             if jobs:
-                await self._refuse_when_nearly_full()
+                await services.refuse_when_nearly_full()
                 answers = await services.store.submit(jobs)
                 services.note_submit(next((answer for answer in answers if isinstance(answer, StoreFull)), None))
         except StoreError as error:
@@ -237,11 +237,6 @@ class HotRoutes:
             if checker.errors:
                 raise invalid(*checker.errors)
         return int(wait_ms or 0)
-
-    async def _refuse_when_nearly_full(self) -> None:
-        """Leave the last of the memory to what was accepted: claims and results need some too."""
-        if await self._services.memory.is_near_limit():
-            raise StoreFull(f"the store uses over {self._limits.memory_percent} % of its memory")
 
     def _refuse_when_stopping(self) -> None:
         if self._services.stopping.is_set():

@@ -163,6 +163,11 @@ class Services:
         """Return what shows jobs."""
         return JobRenderer(await self.tasks.get(), self.options.defaults, self.options.limits)
 
+    async def refuse_when_nearly_full(self) -> None:
+        """Leave the last of the memory to what was accepted: claims and results need some too."""
+        if await self.memory.is_near_limit():
+            raise StoreFull(f"the store uses over {self.options.limits.memory_percent} % of its memory")
+
     def note_submit(self, error: StoreError | None = None) -> None:
         """Remember how the last submit ended: for want of memory, or of a confirmation by disk or replicas."""
         self._refusal = error if isinstance(error, StoreFull | NotDurable) else None

@@ -242,7 +242,7 @@ class ScheduleStore(Protocol):
         """Create or replace the schedule of that name.
 
         The same again changes nothing. Where only other things than its timing change, the next tick stays; a new
-        timing counts from now. A pause outlives it.
+        timing counts from now. A pause outlives it. Waits as ``submit`` does.
 
         Raises:
             SchedulesFull: it would be one more than ``Limits.schedules``.

@@ -10,6 +10,7 @@ from penstock.api import query, views
 from penstock.api.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
+    NOT_DURABLE,
     NOT_JSON,
     QUEUE_FULL,
     SCHEDULE_NOT_FOUND,
@@ -85,6 +86,7 @@ async def get_schedule(request: AnyRequest, name: FromPath[str]) -> Response[vie
             SCHEDULES_FULL,
             STORE_FULL,
             STORE_UNAVAILABLE,
+            NOT_DURABLE,
         ),
         "body": ScheduleBody,
     },
@@ -162,7 +164,7 @@ async def resume_schedule(request: AnyRequest, name: FromPath[str]) -> Response[
     summary="Submit a schedule's job now",
     description="Beside its ticks: the next one stays, and neither a pause nor `overlap` matters.",
     tags=["schedules"],
-    opt={PROBLEMS: (*_CHANGE, QUEUE_FULL, STORE_FULL)},
+    opt={PROBLEMS: (*_CHANGE, QUEUE_FULL, STORE_FULL, NOT_DURABLE)},
 )
 async def run_schedule(request: AnyRequest, name: FromPath[str]) -> Response[views.Accepted]:
     services = services_of(request)
@@ -182,6 +184,7 @@ async def run_schedule(request: AnyRequest, name: FromPath[str]) -> Response[vie
         expires_in_ms=job.expires_in_ms,
         retention_ms=job.retention_ms,
     )
+    await services.refuse_when_nearly_full()
     answer = (await services.store.submit([new]))[0]
     if isinstance(answer, Exception):
         raise answer

@@ -67,6 +67,7 @@ class RedisSchedules(ServerClock):
             timing_of(schedule),
             str(first_ms),
             max(0, room),
+            durable=True,
         )
         if code == b"full":
             raise SchedulesFull(most)
