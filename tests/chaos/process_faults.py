@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-from tests.chaos.scene import Bite, Fault, Scene
+from tests.chaos.scene import Bite, Fault, Mark, Scene
 from tests.chaos.stack import LEASE_S, SILENCE_S, Member, descendants
 
 
@@ -49,7 +49,7 @@ class ProcessFaults:
     async def _fallen(self, worker: Member, what: str) -> Bite:
         at_s = time.monotonic()
         jobs = frozenset(self._scene.runs.open_of(worker.mark))  # a dead one writes no more
-        self._scene.marks.append((what, at_s, jobs))
+        self._scene.marks.append(Mark(what, at_s, jobs))
         worker.start()
         again = await self._again(jobs, at_s)
         return Bite(again, f"{len(jobs)} jobs running, {again} started again")
@@ -82,7 +82,7 @@ class ProcessFaults:
         await self._scene.until(lambda: child not in descendants(worker.pid))
         jobs = frozenset(self._scene.runs.open_of(worker.mark, [child]))
         self._scene.runs.forget(child)
-        self._scene.marks.append(("child SIGKILL -> started elsewhere (by supervisor)", at_s, jobs))
+        self._scene.marks.append(Mark("child SIGKILL -> started elsewhere (by supervisor)", at_s, jobs))
         again = await self._again(jobs, at_s)
         return Bite(again, f"{len(jobs)} jobs running, {again} started again")
 
@@ -100,7 +100,7 @@ class ProcessFaults:
         await scene.until(lambda: bool(jobs) and len(taken()) == len(jobs), max(scene.look_s, LEASE_S * 3))
         worker.send(signal.SIGCONT)
         count = len(taken())
-        scene.marks.append(("worker SIGSTOP -> started elsewhere (by lease)", at_s, frozenset(taken())))
+        scene.marks.append(Mark("worker SIGSTOP -> started elsewhere (by lease)", at_s, frozenset(taken())))
         if count:
             await scene.until(lambda: worker.said("job.stale") > stale)
         refused = worker.said("job.stale") - stale

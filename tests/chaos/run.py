@@ -1,10 +1,11 @@
 """Break a running Penstock at random for a while, then demand that nothing was lost or finished twice.
 
-    make chaos CHAOS_SECONDS=900 CHAOS_SEED=1 CHAOS_PARTS=always,everysec
+    make chaos CHAOS_SECONDS=900 CHAOS_SEED=1 CHAOS_PARTS=always,everysec,sentinel
 
 The seed fixes the order of the faults, the process that each takes and what is submitted; the machine's timing it
 cannot fix. Exit codes: 0 all promises held and every fault bit, 1 one was broken, 2 void: a fault bit too seldom.
-`--short` takes each of a few kinds until it has bitten once, and then ends.
+`CHAOS_KINDS='child SIGKILL;API SIGKILL'` takes these kinds alone, and writes no results. `--short` takes
+each of a few kinds until it has bitten once, and then ends.
 """
 
 from __future__ import annotations
@@ -20,22 +21,24 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.chaos.fleet import SETTINGS as REPLICA
+from tests.chaos.fleet import FleetFaults, Sentinels
 from tests.chaos.history import completions
 from tests.chaos.host_faults import HostFaults
 from tests.chaos.ledger import Run, Runs, Submitters
 from tests.chaos.process_faults import ProcessFaults
 from tests.chaos.report import Report, write
-from tests.chaos.scene import Bite, Fault, Mark, Scene
+from tests.chaos.scene import Bite, Mark, Scene
 from tests.chaos.server_faults import ServerFaults
-from tests.chaos.stack import Stack
+from tests.chaos.stack import Server, Stack, Valkey
 from tests.chaos.verdict import judge, settled
 from tests.chaos.wire_faults import WireFaults
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks/results"
-PARTS = ("always", "everysec")
+PARTS = ("always", "everysec", "sentinel")
 #: Kinds of the short form: they need nothing but Python, and always find something to bite.
 SHORT = (
     "worker SIGKILL (group)",
@@ -49,7 +52,23 @@ SHORT = (
     "SCRIPT FLUSH",
     "memory limit",
 )
+#: Kinds that are mixed with failovers.
+BESIDE_FAILOVERS = (
+    "worker SIGKILL (group)",
+    "child SIGKILL",
+    "worker SIGSTOP past the lease",
+    "worker SIGTERM (deploy)",
+    "API SIGKILL",
+)
+FSYNC = {"PENSTOCK_DURABILITY": "fsync"}
 _SHORT_LIMIT_S = 300.0
+
+
+_TITLES = {
+    "always": "One Valkey, appendfsync always, a 2xx means that the disk has the job",
+    "everysec": "One Valkey, appendfsync everysec",
+    "sentinel": "Failovers, a 2xx means that both replicas have the job",
+}
 
 
 class Budget:
@@ -73,25 +92,34 @@ class Budget:
 
 
 async def chaos(
-    folder: Path, *, part: str, seed: int, seconds: float, least_bites: int, kinds: Sequence[str] = ()
+    folder: Path,
+    *,
+    part: str,
+    seed: int,
+    seconds: float,
+    least_bites: int,
+    kinds: Sequence[str] = (),
+    short: bool = False,
 ) -> Report:
     """Run the load and the faults; each round takes every kind once in a random order."""
-    short = bool(kinds)
     source = random.Random(f"{seed}-{part}")
-    stack = Stack(folder, fsync=part, apis=1 if short else 2, workers=2 if short else 3, own_disk=not short)
+    server, settings = _server(folder, part, short=short)
+    stack = Stack(folder, server, apis=1 if short else 2, workers=2 if short else 3, api_settings=settings)
     runs = Runs(folder / "runs")
     host: HostFaults | None = None
     loading: asyncio.Task[None] | None = None
     try:
-        await stack.start(clocks=not short)
+        await stack.start(clocks=not short and isinstance(server, Valkey))
         urls = [api.url for api in stack.of("api")]
         submitters = Submitters(urls, seed, folder / "accepted", count=3 if short else 4)
         loading = asyncio.create_task(submitters.run())
         scene = Scene(stack=stack, runs=runs, submitters=submitters, source=source, look_s=30.0 if short else 15.0)
-        host = HostFaults(scene)
-        every: dict[str, Fault] = (
-            ProcessFaults(scene).kinds | WireFaults(scene).kinds | ServerFaults(scene).kinds | host.kinds
-        )
+        every = ProcessFaults(scene).kinds
+        if isinstance(server, Sentinels):
+            every = FleetFaults(scene, server).kinds | {kind: every[kind] for kind in BESIDE_FAILOVERS}
+        else:
+            host = HostFaults(scene)
+            every |= WireFaults(scene).kinds | ServerFaults(scene).kinds | host.kinds
         chosen = list(kinds or every)
         bites: dict[str, list[Bite]] = {kind: [] for kind in chosen}
         await scene.until(lambda: any(run.starts for run in runs.read()), 120)
@@ -112,19 +140,18 @@ async def chaos(
         submitters.stop()
         await loading
         await stack.stop_apis()  # a submit without an answer may still be on its way
-        await settled(stack.valkey.url)
-        history = completions(stack.valkey.disk.path)
-        async with stack.valkey.admin() as admin:
-            server = f"Valkey {(await admin.info('server'))['valkey_version']}, appendfsync {part}"
+        await settled(server.url)
+        # A replica begins its file anew with what it gets from its primary, so there only the jobs' records tell.
+        history = completions(server.disk.path) if isinstance(server, Valkey) else None
         return Report(
-            part=f"appendfsync {part}",
+            part=_TITLES[part],
             seed=seed,
             seconds=lasted,
             least_bites=least_bites,
-            server=server,
+            server=await _version(server),
             bites=bites,
-            missing={} if short else host.missing,
-            verdict=await judge(stack.valkey.url, submitters, runs, history=history, gaps=tuple(scene.gaps)),
+            missing={} if short or host is None else host.missing,
+            verdict=await judge(server.url, submitters, runs, history=history, gaps=tuple(scene.gaps)),
             recovery=_recovery(scene.marks, runs.read()),
             refused=dict(submitters.refused),
         )
@@ -137,14 +164,28 @@ async def chaos(
             host.group.close()
 
 
+def _server(folder: Path, part: str, *, short: bool) -> tuple[Server, Mapping[str, str]]:
+    """Return the server of a part, and what its APIs promise by a 2xx."""
+    if part == "sentinel":
+        return Sentinels(folder), REPLICA
+    return Valkey(folder, part, own_disk=not short), FSYNC if part == "always" and not short else {}
+
+
+async def _version(server: Server) -> str:
+    if isinstance(server, Valkey):
+        async with server.admin() as admin:
+            return f"Valkey {(await admin.info('server'))['valkey_version']}"
+    return "a primary and two replicas under three sentinels"
+
+
 def _recovery(marks: list[Mark], runs: list[Run]) -> dict[str, list[float]]:
     """Measure from a fault to the next start: of each job that it stopped, or of any where it names none."""
     times: dict[str, list[float]] = collections.defaultdict(list)
-    for what, at_s, jobs in marks:
-        starts = [run for run in runs if run.starts and run.at_s > at_s]
-        for job in [""] if jobs is None else jobs:
+    for mark in marks:
+        starts = [run for run in runs if run.starts and run.at_s > max(mark.at_s, mark.from_s)]
+        for job in [""] if mark.jobs is None else mark.jobs:
             again = [run.at_s for run in starts if not job or run.job == job]
-            times[what] += [min(again) - at_s] if again else []
+            times[mark.what] += [min(again) - mark.at_s] if again else []
     return dict(times)
 
 
@@ -177,6 +218,7 @@ def main() -> int:
     seed = int(os.environ.get("CHAOS_SEED") or secrets.randbelow(1_000_000))
     seconds = 0.0 if short else float(os.environ.get("CHAOS_SECONDS") or 900)
     parts = ["always"] if short else (os.environ.get("CHAOS_PARTS") or ",".join(PARTS)).split(",")
+    kinds = SHORT if short else tuple(filter(None, (os.environ.get("CHAOS_KINDS") or "").split(";")))
     print(f"chaos: CHAOS_SEED={seed} CHAOS_SECONDS={seconds:g} CHAOS_PARTS={','.join(parts)}", flush=True)
     reports = []
     try:
@@ -187,7 +229,8 @@ def main() -> int:
                     seed=seed,
                     seconds=seconds / len(parts),
                     least_bites=1 if short or seconds < 300 else 3,
-                    kinds=SHORT if short else (),
+                    kinds=kinds,
+                    short=short,
                 )
             )
             print("\n".join(["", *reports[-1].lines()]), flush=True)
@@ -195,7 +238,7 @@ def main() -> int:
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    if not short:
+    if not kinds:
         write(reports, RESULTS)
     if any(report.wrong for report in reports):
         return 1

@@ -12,7 +12,6 @@ from tests.chaos.ledger import Runs, Submitters
 from tests.chaos.stack import Member, Stack
 from tests.chaos.verdict import Gap
 
-Mark = tuple[str, float, frozenset[str] | None]
 Fault = Callable[[], Awaitable["Bite"]]
 
 
@@ -22,6 +21,19 @@ class Bite:
 
     count: int
     evidence: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """Remember a fault for the times of recovery: each of ``jobs`` waits from ``at_s`` to its next start.
+
+    Without jobs any start ends the waiting that comes after ``from_s``, when the system could work again.
+    """
+
+    what: str
+    at_s: float
+    jobs: frozenset[str] | None = None
+    from_s: float = 0.0
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -34,7 +46,6 @@ class Scene:
     source: random.Random
     #: How long a fault looks for its bite before it counts as missed.
     look_s: float
-    #: (what, when, jobs that it stopped or None for any), for the times of recovery.
     marks: list[Mark] = dataclasses.field(default_factory=list)
     gaps: list[Gap] = dataclasses.field(default_factory=list)
 

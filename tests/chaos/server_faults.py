@@ -11,7 +11,7 @@ from collections.abc import Callable
 import redis.exceptions
 
 from penstock.store.keys import PartitionKeys
-from tests.chaos.scene import Bite, Fault, Scene
+from tests.chaos.scene import Bite, Fault, Mark, Scene
 from tests.chaos.stack import NAMESPACE
 from tests.chaos.verdict import Gap
 
@@ -49,9 +49,9 @@ class ServerFaults:
         return await self._back(len(jobs), opened, time.monotonic())
 
     async def _back(self, jobs: int, opened: int, killed_s: float) -> Bite:
-        self._scene.marks.append(("Valkey SIGKILL -> first start", killed_s, None))
         await self._valkey.start()
         started_s = time.monotonic()
+        self._scene.marks.append(Mark("Valkey SIGKILL -> back and first start", killed_s, from_s=started_s))
         await self._scene.until(lambda: bool(self._scene.runs.since(started_s)), max(self._scene.look_s, 20))
         reconnects = sum(wire.opened for wire in self._scene.stack.wires) - opened
         return Bite(min(jobs, reconnects), f"{jobs} jobs running, {reconnects} reconnects")

@@ -13,7 +13,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import redis.asyncio
 
@@ -107,6 +109,11 @@ class Valkey:
         self.process.kill()
         await asyncio.to_thread(self.process.wait)
 
+    async def close(self) -> None:
+        if self.process is not None:
+            await self.kill()
+        self.disk.close()
+
     @property
     def file(self) -> Path:
         """Return the file that is appended to."""
@@ -122,8 +129,9 @@ class Valkey:
 class Member:
     """Be one API or worker: its wire stays, its process comes and goes."""
 
-    def __init__(self, kind: str, number: int, folder: Path, redis_url: str) -> None:
+    def __init__(self, kind: str, number: int, folder: Path, redis_url: str, settings: Mapping[str, str]) -> None:
         self.kind = kind
+        self._settings = settings
         self.name = f"{kind}-{number}"
         self.redis_url = redis_url
         self._folder = folder
@@ -170,6 +178,7 @@ class Member:
             "PENSTOCK_ALONE_AFTER": "100",
             "PENSTOCK_MAX_LOST": "100",  # so many losses are meant here; poisoning has tests of its own
             "PENSTOCK_LOG_LEVEL": "warning",
+            **self._settings,
         }
         if self.clock is not None:
             env |= {
@@ -222,34 +231,64 @@ class Member:
         return await asyncio.to_thread(self.process.wait)
 
 
-class Stack:
-    """Hold all processes of a run."""
+class Server(Protocol):
+    """Be what keeps the jobs of a run."""
 
-    def __init__(self, folder: Path, *, fsync: str, apis: int = 2, workers: int = 3, own_disk: bool = True) -> None:
+    @property
+    def url(self) -> str: ...
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Stack:
+    """Hold all processes of a run; ``api_settings`` are for the APIs alone."""
+
+    def __init__(
+        self,
+        folder: Path,
+        server: Server,
+        *,
+        apis: int = 2,
+        workers: int = 3,
+        api_settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         shutil.copy(Path(__file__).with_name("handlers.py"), folder / "chaos_handlers.py")
         (folder / "runs").touch()
-        self.valkey = Valkey(folder, fsync, own_disk=own_disk)
+        self.server = server
         self._counts = {"api": apis, "worker": workers}
+        self._settings: dict[str, Mapping[str, str]] = {"api": api_settings or {}, "worker": {}}
         self.members: list[Member] = []
         self.wires: list[Wire] = []
+
+    @property
+    def valkey(self) -> Valkey:
+        """Return the one server, where there is one."""
+        assert isinstance(self.server, Valkey)
+        return self.server
 
     def of(self, kind: str) -> list[Member]:
         return [member for member in self.members if member.kind == kind]
 
     async def start(self, *, clocks: bool = False) -> None:
         """Start everything; with ``clocks`` the last API and the last worker have clocks of their own."""
-        await self.valkey.start()
+        await self.server.start()
         for kind, count in self._counts.items():
             for number in range(count):
-                wire = Wire(self.valkey.socket)
-                await wire.start()
-                self.wires.append(wire)
-                member = Member(kind, number, self.folder, wire.url)
+                url = await self._wired() if isinstance(self.server, Valkey) else self.server.url
+                member = Member(kind, number, self.folder, url, self._settings[kind])
                 if clocks and number == count - 1:
                     member.give_clock()
                 self.members.append(member)
                 member.start()
+
+    async def _wired(self) -> str:
+        wire = Wire(self.valkey.socket)
+        await wire.start()
+        self.wires.append(wire)
+        return wire.url
 
     async def stop_apis(self) -> None:
         """Stop the APIs, so that nothing is submitted any more."""
@@ -268,6 +307,4 @@ class Stack:
                 await member.ended()
         for wire in self.wires:
             await wire.stop()
-        if self.valkey.process is not None:
-            await self.valkey.kill()
-        self.valkey.disk.close()
+        await self.server.close()

@@ -32,7 +32,10 @@ _PASSING_ERRORS = (
     redis.exceptions.TryAgainError,
 )
 #: Codes after which to look anew for who serves what.
-_ELSEWHERE = frozenset({"ASK", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MOVED", "READONLY", "TRYAGAIN", "UNBLOCKED"})
+_ELSEWHERE = frozenset(
+    # NOREPLICAS: its replicas may follow another one, while it holds itself for the primary still.
+    {"ASK", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MOVED", "NOREPLICAS", "READONLY", "TRYAGAIN", "UNBLOCKED"}
+)
 _CREDENTIALS = frozenset({"NOAUTH", "NOPERM", "WRONGPASS"})
 #: The client library cuts the codes that it knows off the text; in a pipeline it puts words of its own before the text.
 _CODE = re.compile(r"(?:^|caused error: \(?['\"]?)([A-Z]{2,}) ")

@@ -25,6 +25,9 @@ ASK_TIMEOUT_S = 2.0
 _FRESH_S = 0.25
 #: How often a server that hangs is asked whether it still does.
 _PROBE_S = 0.5
+#: How long the sentinels' word is taken. One that was replaced while it lives takes writes, which will be lost, until
+#: the sentinels tell it, about ten seconds later.
+_TRUST_S = 1.0
 #: How many nodes of a cluster are asked at once.
 _ASKED = 4
 
@@ -68,7 +71,11 @@ class _Shared:
 
     @property
     def is_fresh(self) -> bool:
-        return asyncio.get_running_loop().time() - self._ended_s < _FRESH_S
+        return self.age_s < _FRESH_S
+
+    @property
+    def age_s(self) -> float:
+        return asyncio.get_running_loop().time() - self._ended_s
 
     def begin(self) -> asyncio.Task[None]:
         if self._task is None or self._task.done():
@@ -188,6 +195,8 @@ class SentinelTopology(_Changing):
         """See ``Topology.prepare``."""
         if not self._is_sure:
             await self._search.run()
+        elif self._search.age_s > _TRUST_S:
+            self._search.begin()  # nobody waits for it
 
     def of_slot(self, slot: int) -> Primary:  # noqa: ARG002 - all are with the one primary
         """See ``Topology.of_slot``."""
