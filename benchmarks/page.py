@@ -207,10 +207,21 @@ def peers(results: Results) -> str:
         _where(report),
         _PEERS,
         tables.table(["", *sections.values()], rows),
+        _against_the_next(order),
         "![No-op jobs a second](performance/peers.svg)",
         _settings_of_peers(report, [figure.name for figure in order]),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
+
+
+def _against_the_next(order: Sequence[Figure]) -> str:
+    """Say how the rate of ours stands to the fastest other one."""
+    ours = next((figure for figure in order if figure.name == "penstock" and not figure.void), None)
+    other = next((figure for figure in order if figure.name != "penstock" and not figure.void), None)
+    if ours is None or other is None or not other.median:
+        return ""
+    times = ours.median / other.median
+    return f"Penstock runs {times:.1f} times as many no-op jobs as {other.name}, the fastest of the others."
 
 
 def _name_of(report: Report, name: str) -> str:

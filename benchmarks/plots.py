@@ -51,12 +51,20 @@ def bars(title: str, rows: Sequence[tuple[str, float]], *, ours: str = "") -> st
     return _picture(_TOP + len(rows) * _ROW + 10, title, parts)
 
 
+def round_up(value: float) -> float:
+    """Return the next number of the form 1, 2, 4, 6 or 8 times a power of ten, for the end of an axis."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(step * power for step in (1, 2, 4, 6, 8, 10) if step * power >= value)
+
+
 def lines(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     """Draw each series as a line: x on a logarithmic axis, y from nought."""
     height, bottom = 320, 270
     points = [point for line in series.values() for point in line]
     low, high = min(math.log10(x) for x, _ in points), max(math.log10(x) for x, _ in points)
-    most = max(y for _, y in points) or 1.0
+    most = round_up(max(y for _, y in points))
     left, room = 80, WIDTH - 80 - 40
 
     def at(x: float, y: float) -> tuple[float, float]:

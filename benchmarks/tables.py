@@ -11,11 +11,11 @@ _WHOLE = 100
 
 def number(value: float) -> str:
     """Write a number with the digits that count: thousands whole, small ones with three."""
-    if abs(value) >= _WHOLE:
+    if abs(value) >= _WHOLE or value == 0:
         return f"{value:,.0f}"
     if abs(value) >= 10:
         return f"{value:.1f}"
-    return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.3f}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
 
 
 def value_of(figure: Figure) -> str:

@@ -92,6 +92,7 @@ def test_peers_stand_in_order_with_their_settings() -> None:
     }
     shown = page.peers({"peers": report("peers", *figures, notes=notes)})
     assert shown.index("| **penstock** | 50,000") < shown.index("| bullmq 6.7.0 | 20,000")
+    assert "2.5 times as many no-op jobs as bullmq" in shown
     assert "| bullmq | concurrency 500 | concurrency 200 | concurrency 50 |" in shown
 
 
@@ -101,6 +102,11 @@ def test_the_flatness_table_has_a_column_for_each_size() -> None:
     assert "| jobs/s | 1,000 | 100,000 |" in shown
     assert "| run (claim and complete), queued | 10.0 | 10.0 |" in shown
     assert list(page.pictures({"scale": report("scale", *figures)})) == ["scale.svg"]
+
+
+@pytest.mark.parametrize(("value", "end"), [(0, 1), (1, 1), (12_828, 20_000), (41_000, 60_000), (9.5, 10)])
+def test_an_axis_ends_at_a_round_number(value: float, end: float) -> None:
+    assert plots.round_up(value) == pytest.approx(end)
 
 
 def test_plots_are_pictures() -> None:
