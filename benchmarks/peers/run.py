@@ -30,6 +30,8 @@ OUT = records.RESULTS / "peers.json"
 TASKS = {"noop": "no-op jobs", "short": "jobs that wait 1 ms"}
 RUN_S = 20.0
 SKIPPED_PART = 0.2
+#: All has been done by then; many take seconds to leave.
+STOP_S = 0.3
 MOST_JOBS = 100_000
 
 
@@ -61,7 +63,13 @@ class Peers:
         best: dict[str, tuple[Setting, int]] = {}
         tried: dict[str, dict[str, float]] = {}
         for task in TASKS:
-            rates = {setting.name: self._pilot(peer, setting, task) for setting in peer.settings}
+            rates: dict[str, float] = {}
+            # A first run of a few jobs tells how many to take.
+            expected = self._run(peer, peer.settings[0], task, 200).rate
+            for setting in peer.settings:
+                jobs = max(100, min(MOST_JOBS, int(max(expected, 100) * self.parameters.seconds / 2)))
+                rates[setting.name] = self._run(peer, setting, task, jobs).rate
+                expected = max(rates.values())
             tried[task] = rates
             chosen = max(peer.settings, key=lambda setting: rates[setting.name])
             jobs = int(rates[chosen.name] * self.parameters.seconds / (1 - SKIPPED_PART))
@@ -89,7 +97,9 @@ class Peers:
     def _submit_in_bulk(self, peer: Peer, setting: Setting) -> None:
         self.bench.reset()
         jobs = 500
-        jobs = max(500, min(MOST_JOBS, int(jobs / self._submit(peer, setting, "noop", jobs) * self.parameters.seconds)))
+        for _ in range(2):
+            rate = jobs / self._submit(peer, setting, "noop", jobs)
+            jobs = max(500, min(MOST_JOBS, int(rate * self.parameters.seconds)))
         rates, sizes = [], []
         for _ in range(self.parameters.repeats):
             self.bench.reset()
@@ -98,12 +108,6 @@ class Peers:
             sizes.append((self.bench.used_memory() - before) / jobs)
         self._add(peer, "submit.bulk", "jobs/s", rates, settings=f"{peer.bulk}; {jobs:,} jobs")
         self._add(peer, "bytes.queued", "bytes", sizes, lower=True)
-
-    def _pilot(self, peer: Peer, setting: Setting, task: str) -> float:
-        """Return about how many jobs a second a setting runs; a first run finds how many to take."""
-        first = self._run(peer, setting, task, 200)
-        jobs = int(max(first.rate, 100) * self.parameters.seconds / 2)
-        return self._run(peer, setting, task, max(100, min(MOST_JOBS, jobs))).rate
 
     def _run(self, peer: Peer, setting: Setting, task: str, jobs: int) -> Run:
         """Submit jobs, start a worker, and see them through."""
@@ -114,7 +118,7 @@ class Peers:
         path = self.bench.folder / f"runs-{self._runs}"
         marks = Marks.create(path, jobs)
         env = self._environment(peer, setting) | {VARIABLE: str(path)}
-        with self.bench.command(peer.worker(setting), env, peer.name, stop_s=2, cwd=self._cwd(peer)) as worker:
+        with self.bench.command(peer.worker(setting), env, peer.name, stop_s=STOP_S, cwd=self._cwd(peer)) as worker:
             curve = marks.watch(0, jobs, timeout_s=RUN_S)
             stored_s = self._stored(peer, jobs)
             words = worker.last_words()
