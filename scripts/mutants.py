@@ -108,6 +108,7 @@ MUTANTS = [
             " and not (holder and holder.queue == queue) then",
             " and not holder then",
         ),
+        ("a replaced job's room is counted too late", "    is_full(holder.queue)\n"),
         ("a replaced job still takes room", "      waiting[holder.queue] = waiting[holder.queue] - 1\n"),
         ("the key not taken", "    lock(digest, last, id, now, '', item[17] ~= '')\n"),
         ("the job does not know its key", "    put('unique', string.format('%s|%s|%.0f', digest, item[17], last))\n"),
@@ -129,6 +130,7 @@ MUTANTS = [
     ),
     *_of(
         "claim",
+        ("starting frees no unique key", ", 'unique'}", "}"),
         ("stray entries run", "  if job.status ~= 'queued' then\n", "  if false then\n"),
         ("stray entries stay", "    redis.call('ZREM', queue_key, id)\n"),
         ("late jobs still run", "if job.expires and now >= tonumber(job.expires)", "if false"),
@@ -193,6 +195,7 @@ MUTANTS = [
     ),
     *_of(
         "settle",
+        ("completing frees no unique key", ", 'unique'}", "}"),
         ("attempt not checked", " or tonumber(job.attempt or 0) ~= attempt", ""),
         ("nonce not checked", " or job.nonce ~= nonce", ""),
         ("state not checked", "  if job.status ~= 'running' then\n", "  if false then\n"),
@@ -586,6 +589,7 @@ MUTANTS = [
     ),
     *_of(
         "lib/job",
+        ("cancelling frees no unique key", ", 'unique'}", "}"),
         ("input stays", "K.job(id), K.input(id), ", "K.job(id), "),
         ("result stays", "K.result(id), ", ""),
         ("log stays", "K.log(id), ", ""),

@@ -486,6 +486,14 @@ async def test_a_replacement_needs_no_room_of_its_own(make_subject: MakeSubject)
     assert await holder(subject) == third.id
 
 
+async def test_a_replaced_job_makes_room(make_subject: MakeSubject) -> None:
+    subject = await make_subject(1, Limits(max_depth=2))
+    await subject.submit(unique=unique())
+    jobs = [subject.new(queue="other", unique=unique(REPLACE)), subject.new(unique=unique(REPLACE))]
+    answers = await subject.store.submit([*jobs, subject.new(), subject.new(), subject.new(queue="other")])
+    assert [isinstance(answer, Submitted) for answer in answers] == [True, True, True, False, True]
+
+
 async def test_a_lock_that_was_forgotten_locks_nothing_out(subject: Subject) -> None:
     if not isinstance(subject.store, RedisStore):
         pytest.skip("in memory nothing is forgotten")

@@ -14,7 +14,7 @@ import pytest
 from penstock.core.cron import Timing
 from penstock.core.errors import StoreUnavailable
 from penstock.core.ids import JobId, WorkerName
-from penstock.core.job import Extension, HeldUntil, Idempotency, Settle, TaskInfo, Unique, Verb, WorkerInfo
+from penstock.core.job import Extension, HeldUntil, Idempotency, OnConflict, Settle, TaskInfo, Unique, Verb, WorkerInfo
 from penstock.core.schedule import Schedule, ScheduledJob
 from penstock.core.states import Priority
 from penstock.store import StoreOptions
@@ -274,10 +274,19 @@ class Load:
         self.settled = 0
         self.ids: list[JobId] = []
 
+    def unique(self) -> Unique:
+        return Unique(
+            key=self.source.choice("0123456789") * 32,
+            until=self.source.choice(list(HeldUntil)),
+            for_ms=self.source.choice([None, None, 2, 60_000]),
+            on_conflict=self.source.choice(list(OnConflict)),
+        )
+
     async def people(self) -> None:
         while not self.stopping:
             jobs = [
                 new_job(
+                    unique=self.source.choice([None, None, self.unique()]),
                     home=self.source.randrange(4096),
                     queue=self.source.choice(["default", "a:b"]),
                     priority=self.source.choice(list(Priority)),

@@ -94,6 +94,8 @@ local function submit_one(item, block)
   redis.call('HSET', K.job(id), unpack(fields))
   enter(id, job, job.status, at)
   if holder then
+    -- Counted before the holder leaves; the depths that it is read from are written last.
+    is_full(holder.queue)
     -- Only now: a job that cannot be stored replaces nothing.
     finish(holder.id, holder, 'cancelled', {'cancel', now}, retention)
     add(counts, 'replaced', holder.queue, 1)
