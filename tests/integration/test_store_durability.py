@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from penstock.core.durability import Durability
-from penstock.core.errors import NotDurable, StoreError
+from penstock.core.errors import NotDurable, StoreError, StoreUnfit
 from penstock.core.ids import JobId
 from penstock.core.job import Submitted
 from penstock.store.redis.store import RedisStore
 from tests import fleets
 from tests.integration.store_support import new_job, store_at, submit
+from tests.missing import skip_or_fail
 
 PARTITIONS = 8
 PATIENCE_S = 60.0
@@ -121,3 +123,16 @@ async def until_promoted(store: RedisStore) -> None:
                 await store.ping()
                 return
             await asyncio.sleep(0.05)
+
+
+async def test_a_redis_without_waitaof_is_refused_by_name(tmp_path: Path, namespace: str) -> None:
+    with fleets.running(fleets.one(tmp_path, fleets.redis_binary(), *SYNCED)) as fleet:
+        version = fleet.nodes[0].ask("INFO", "server")["redis_version"]
+        if tuple(map(int, version.split(".")[:2])) >= (7, 2):
+            skip_or_fail(f"redis-server older than 7.2; this one is {version}")
+        async with store_at(fleet.url, namespace, durability=Durability.FSYNC) as store:
+            with pytest.raises(StoreUnfit, match=rf"it lacks WAITAOF, .*; this is Redis {re.escape(version)}"):
+                await store.check()
+        async with store_at(fleet.url, namespace) as store:
+            await store.check()
+            await submit(store)
