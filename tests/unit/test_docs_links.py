@@ -31,7 +31,7 @@ _REGISTRIES = tuple(
         ("quay", ".io"),
     )
 )
-_OTHERS_VARIABLES = {"PENSTOCK_TEST_REQUIRE", "PENSTOCK_IMAGE"}
+_OTHERS_VARIABLES = {"PENSTOCK_TEST_REQUIRE", "PENSTOCK_TEST_SERVER", "PENSTOCK_IMAGE"}
 
 
 def name_of(page: Path) -> str:
