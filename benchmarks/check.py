@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import records, tables, throughput
+from benchmarks.processes import end_cleanly
 from benchmarks.records import Figure, Report
 
 SECTIONS = ("run", "submit", "http", "batch", "latency")
@@ -82,6 +83,7 @@ def table(found: list[Comparison], tolerance: float) -> str:
 
 
 def main() -> int:
+    end_cleanly()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tolerance", type=float, default=0.3, help="what a figure may lose, as a part of it")
     parser.add_argument("--repeats", type=int, default=3)

@@ -26,7 +26,7 @@ from benchmarks import records, reference, scripts, tables
 from benchmarks.feed import Feed, new_jobs, submit
 from benchmarks.marks import Marks
 from benchmarks.peers.environments import EnvironmentFailed, environment
-from benchmarks.processes import Bench, Process, clean_environment, free_port, run_json, until
+from benchmarks.processes import Bench, Process, clean_environment, end_cleanly, free_port, run_json, until
 from benchmarks.records import Figure
 from benchmarks.throughput import listens
 from penstock.core.ids import WorkerName
@@ -42,6 +42,8 @@ _PLACES = (
     "penstock/store", "penstock/worker", "penstock/handlers", "penstock/api", "penstock/core", "penstock/observability",
     "redis", "hiredis", "msgspec", "uvicorn", "litestar", "asyncio", "uvloop", "structlog", "logging", "benchmarks",
 )  # fmt: skip
+#: What the loop itself does, in C, which the sampler takes for the frame that started it.
+_LOOP = "Runner.run (asyncio/"
 #: Threads that wait in these look busy to the sampler.
 _WAITING = ("EpollSelector.select", "_run.<locals>.listen")
 
@@ -268,6 +270,9 @@ def summarize(stacks: Iterable[str]) -> dict[str, Any]:
         if frames[-1].startswith(_WAITING):
             continue
         functions[frames[-1]] += int(count)
+        if frames[-1].startswith(_LOOP):
+            parts["uvloop"] += int(count)
+            continue
         part = next((place for frame in reversed(frames) for place in _PLACES if f"{place}/" in frame), "other")
         parts[part] += int(count)
     total = sum(parts.values()) or 1
@@ -307,6 +312,7 @@ def bare_server(bench: Bench) -> dict[str, float]:
 
 
 def main() -> int:
+    end_cleanly()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = Parameters()
     parser.add_argument("--jobs", type=int, default=defaults.jobs, help="of each repeat")

@@ -33,6 +33,15 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "REDIS_"))}
 
 
+def end_cleanly() -> None:
+    """Let SIGTERM end us as Ctrl-C does, so that what was started is stopped. For commands, in their main thread."""
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -20,7 +20,7 @@ import msgspec
 from benchmarks import records, reference, scripts, tables
 from benchmarks.feed import DRAIN_S, Feed
 from benchmarks.marks import Marks
-from benchmarks.processes import Bench, Process, run_json
+from benchmarks.processes import Bench, Process, end_cleanly, run_json
 from benchmarks.records import Figure
 
 OUT = records.RESULTS / "scale.json"
@@ -217,6 +217,7 @@ def _counted(count: int, one: str, many: str) -> str:
 
 
 def main() -> int:
+    end_cleanly()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = Parameters()
     parser.add_argument("--parts", default=",".join(PARTS), help="with commas between them")

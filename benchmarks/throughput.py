@@ -23,7 +23,7 @@ import msgspec
 from benchmarks import records, reference, tables
 from benchmarks.feed import DRAIN_S, Feed, Http, new_jobs
 from benchmarks.marks import Marks
-from benchmarks.processes import Bench, Process, free_port, run_json, until
+from benchmarks.processes import Bench, Process, end_cleanly, free_port, run_json, until
 from benchmarks.records import Figure, percentile
 from penstock.config import SETTINGS
 from penstock.core.job import Submitted
@@ -405,6 +405,7 @@ def measure(parameters: Parameters, say: Callable[[str], None] = lambda _: None)
 
 
 def main() -> int:
+    end_cleanly()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = Parameters()
     parser.add_argument("--repeats", type=int, default=defaults.repeats)

@@ -23,7 +23,7 @@ from benchmarks import records, reference, tables
 from benchmarks.marks import VARIABLE, Marks
 from benchmarks.peers import environments
 from benchmarks.peers.catalogue import PEERS, PROGRAMS, Peer, Setting
-from benchmarks.processes import Bench, clean_environment
+from benchmarks.processes import Bench, clean_environment, end_cleanly
 from benchmarks.records import ROOT, Figure
 
 OUT = records.RESULTS / "peers.json"
@@ -186,6 +186,7 @@ def _first(verdicts: list[str]) -> str:
 
 
 def main() -> int:
+    end_cleanly()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = Parameters()
     parser.add_argument("--repeats", type=int, default=defaults.repeats)

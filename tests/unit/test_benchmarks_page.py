@@ -150,11 +150,12 @@ def test_a_profile_counts_for_the_innermost_known_part() -> None:
         "main (penstock/worker/process.py:1);call (redis/client.py:2);recv (socket.py:3) 30",
         "main (penstock/worker/process.py:1);run (penstock/worker/runner.py:2) 60",
         "main (penstock/worker/process.py:1);EpollSelector.select (selectors.py:468) 500",
-        "main (thing.py:1) 10",
+        "main (thing.py:1) 6",
+        "main (penstock/worker/process.py:1);Runner.run (asyncio/runners.py:118) 4",
     ]
     found = summarize(stacks)
     assert found["samples"] == 100
-    assert found["parts"] == {"penstock/worker": 0.6, "redis": 0.3, "other": 0.1}
+    assert found["parts"] == {"penstock/worker": 0.6, "redis": 0.3, "other": 0.06, "uvloop": 0.04}
     assert found["functions"]["recv (socket.py:3)"] == 0.3
 
 
