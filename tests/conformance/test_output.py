@@ -19,7 +19,7 @@ from penstock.store.redis.store import RedisStore
 from tests.conformance.conftest import MakeSubject
 from tests.conformance.subject import START_MS, WORKER, Subject
 
-LONG_MS = 20_000
+LONG_MS = 60_000
 
 
 def line(text: str) -> NewEntry:

@@ -22,6 +22,7 @@ from penstock.store.memory import MemoryStore
 from tests.integration.api_support import WORKER, Work, api_process, app_of, client_of, free_port
 
 PATIENCE_S = 60
+LEASE_MS = 600_000
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ class Attempt:
             self._made += len(part)
 
     async def progress(self, value: bytes) -> None:
-        await self.store.extend(WORKER, [Extension(token=self.token, progress=value)], lease_ms=60_000)
+        await self.store.extend(WORKER, [Extension(token=self.token, progress=value)], lease_ms=LEASE_MS)
 
     async def settle(self, verb: Verb, value: bytes = b"", delay_ms: int = 0) -> None:
         await self.store.settle([Settle(token=self.token, verb=verb, value=value, delay_ms=delay_ms)])
@@ -64,6 +65,8 @@ class Attempt:
 
 async def begin(store: Store) -> Attempt:
     (job,) = await Work(store).claim()
+    # Long enough for the slowest machine: nobody renews it.
+    await store.extend(WORKER, [Extension(token=job.token)], lease_ms=LEASE_MS)
     return Attempt(store, job.token)
 
 
@@ -118,7 +121,7 @@ async def test_all_that_happens_comes_in_order(store: Store, valkey_url: str, na
             await first.progress(b'{"done":1}')
             assert short(await anext(events)) == ("progress", 1, {"done": 1})
             await first.write(chunk({"last": True}))
-            await first.settle(Verb.RETRY, delay_ms=1)
+            await first.settle(Verb.RETRY, delay_ms=600_000)
             assert [short(await anext(events)) for _ in range(2)] == [
                 ("stream", 1, {"last": True}),
                 ("state", 1, "retrying"),
