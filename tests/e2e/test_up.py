@@ -106,6 +106,43 @@ def test_a_second_signal_hands_running_jobs_back_at_once(folder: Folder) -> None
 
 
 @pytest.mark.skipif(not IS_LINUX, reason="looks for processes in /proc")
+def test_a_cancel_outlives_a_restart_of_everything(folder: Folder) -> None:
+    (folder.path / "deaf.py").write_text(
+        "import pathlib, time\n"
+        "from penstock import task\n"
+        "@task\n"
+        "def deaf():\n"
+        "    with pathlib.Path('starts').open('a') as file:\n"
+        "        file.write('started\\n')\n"
+        "    time.sleep(3_000)\n"
+    )
+    # Each write is on the disk before it is answered, so that killing Valkey loses nothing.
+    arguments = ("--durability", "fsync", "--lease", "2s", "deaf")
+    run = folder.up(*arguments)
+    folder.wait_for_task("deaf")
+    with folder.client() as client:
+        job = client.submit("deaf")
+        assert until((folder.path / "starts").exists, 30)
+        asked = httpx.post(f"{folder.url}/jobs/{job.id}/cancel")
+        assert asked.status_code == 202
+        assert asked.json()["status"] == "running"
+        # Everything: the API, the worker with the handler in it, and Valkey.
+        run.kill()
+        run.wait()
+        assert until(lambda: not folder.processes(), 30), folder.processes()
+
+    folder.up(*arguments)
+    with folder.client() as client:
+        final = client.wait(job.id, timeout=60)
+        done = httpx.post(f"{folder.url}/jobs/{job.id}/cancel")
+    assert final.status == "cancelled"
+    assert done.status_code == 409
+    found = httpx.get(f"{folder.url}/jobs/{job.id}").json()
+    assert found["cancel_requested_at"] == asked.json()["cancel_requested_at"]
+    assert (folder.path / "starts").read_text() == "started\n"
+
+
+@pytest.mark.skipif(not IS_LINUX, reason="looks for processes in /proc")
 def test_a_killed_supervisor_takes_its_children_along(folder: Folder) -> None:
     run = folder.up()
     with folder.client() as client:

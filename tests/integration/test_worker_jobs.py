@@ -240,6 +240,24 @@ async def test_a_delayed_job_starts_when_it_is_due(store: Store) -> None:
     assert 100 <= record.started_at_ms - record.created_at_ms < 1_000
 
 
+async def test_nothing_that_is_delayed_or_retried_starts_early(store: Store) -> None:
+    delays = [1, 30, 50, 90, 150, 151, 240, 333]
+    jobs = [new_job("add", {"width": 1}, delay_ms=delay) for delay in delays]
+    backoff = Backoff(base_ms=120, factor=1.0, jitter=False)
+    jobs += [new_job("fail", {"times": 1}, options=JobOptions(backoff=backoff)) for _ in range(4)]
+    async with working(store):
+        ids = await submit(store, *jobs)
+        records = [await finished(store, job_id) for job_id in ids]
+    for delay, record in zip(delays, records, strict=False):
+        assert record.started_at_ms is not None
+        assert record.started_at_ms >= record.created_at_ms + delay
+    for record in records[len(delays) :]:
+        first, second = record.attempts
+        assert first.finished_at_ms is not None
+        assert second.started_at_ms is not None
+        assert second.started_at_ms >= first.finished_at_ms + 120
+
+
 async def test_an_ai_job_is_summarised_without_key_and_network(store: Store) -> None:
     text = "Water drives the mill. The mill grinds the grain. Bread is made of grain. Cats sleep."
     async with working(store, modules=[]):

@@ -23,8 +23,10 @@ from penstock.core.job import JobFilter
 from penstock.core.states import AttemptOutcome, Reason, State
 from penstock.store import StoreOptions, connect
 from penstock.store.protocol import Store
+from tests.chaos.host_faults import MemoryGroup
 from tests.integration.api_support import api_process
 from tests.integration.worker_support import finished, new_job, submit
+from tests.missing import skip_or_fail
 
 TASKS = "tests.integration.worker_fault_tasks"
 #: So long a lease that nothing in a test can be due to its lapse.
@@ -241,6 +243,48 @@ async def test_what_a_killed_process_held_starts_elsewhere_at_once(store: Store,
     assert worker.events("process.ended")[0]["exit_code"] == -signal.SIGKILL
 
 
+async def test_a_process_that_the_kernel_kills_for_its_memory_gives_back_what_it_held(
+    store: Store, start: Start, tmp_path: Path
+) -> None:
+    group = MemoryGroup()
+
+    async def is_empty() -> bool:
+        return (Path(group.path) / "cgroup.procs").read_text() == ""
+
+    if not group.path:
+        skip_or_fail("a memory control group that this user may make (root, cgroup v1 or v2) is missing")
+    try:
+        worker = await start(lease_ms=LONG_LEASE_MS)
+        runs = tmp_path / "runs"
+        eaten, beside = await submit(
+            store,
+            new_job("eat_memory_first", {"path": str(runs), "group": group.path}),
+            new_job("hang_first", {"path": str(tmp_path / "beside")}),
+        )
+        for job_id in (eaten, beside):
+            record = await finished(store, job_id)
+            assert (record.state, record.counted) == (State.COMPLETED, 0)
+        record = await finished(store, eaten)
+        assert record.lost == 1
+        assert record.attempts[0].outcome is AttemptOutcome.WORKER_LOST
+        assert record.result == b'"after worker_lost"'
+        assert group.kills() >= 1
+        assert [line["exit_code"] for line in worker.events("process.ended")] == [-signal.SIGKILL]
+    finally:
+        await until(is_empty)
+        group.close()
+
+
+async def test_the_first_deaths_in_a_row_cost_no_wait(store: Store, start: Start) -> None:
+    worker = await start(lease_ms=LONG_LEASE_MS)
+    for number in range(1, 6):
+        name = (await worker.wait_for("worker.started", number))["worker"]
+        (pid,) = [info.pid for info in await store.workers() if info.name == name]
+        os.kill(pid, signal.SIGKILL)
+    await worker.wait_for("worker.started", 6)
+    assert [line["delay_s"] for line in worker.events("process.ended")] == [0.0] * 5
+
+
 async def test_three_segmentation_faults_poison_a_job(store: Store, start: Start, tmp_path: Path) -> None:
     worker = await start(lease_ms=LONG_LEASE_MS)
     (job_id,) = await submit(store, new_job("segfault", {"path": str(tmp_path / "runs")}))
@@ -255,9 +299,10 @@ async def test_three_segmentation_faults_poison_a_job(store: Store, start: Start
     assert {line["exit_code"] for line in worker.events("process.ended")} == {-signal.SIGSEGV}
 
 
-async def test_a_drain_hands_back_what_holds_the_lock(store: Store, start: Start, fifo: Path) -> None:
+@pytest.mark.parametrize("task", ["hold_on_loop", "hold_on_thread", "hold_in_pool"])
+async def test_a_drain_hands_back_what_holds_the_lock(store: Store, start: Start, fifo: Path, task: str) -> None:
     worker = await start(drain_ms=100, lease_ms=LONG_LEASE_MS)
-    (job_id,) = await submit(store, new_job("hold_on_loop", {"path": str(fifo), "seconds": 600}))
+    (job_id,) = await submit(store, new_job(task, {"path": str(fifo), "seconds": 600}))
     child, _at = await start_told(fifo)
     worker.signal(signal.SIGTERM)
     assert await worker.end() == 0

@@ -62,6 +62,18 @@ async def hang_first(path: str, ctx: Context) -> str:
 
 
 @task
+async def eat_memory_first(path: str, group: str, ctx: Context) -> str:
+    """Enter a group that may take little memory, and take much, until the kernel's killer comes."""
+    tell(path)
+    if ctx.attempt == 1:
+        (Path(group) / "cgroup.procs").write_text(str(os.getpid()))
+        eaten = []
+        while True:
+            eaten.append(bytearray(os.urandom(1 << 20)))
+    return f"after {ctx.previous_outcome}"
+
+
+@task
 async def segfault(path: str) -> None:
     tell(path)
     ctypes.string_at(0)
