@@ -284,6 +284,11 @@ class Settings:
         "Time after which a process that gives no sign of life is killed; until then its leases are renewed for it.",
         "worker", shown="60s",
     )  # fmt: skip
+    unwritten_bytes: int = _setting(
+        "PENSTOCK_UNWRITTEN_BYTES", 64 * 1024 * 1024, _size,
+        "Results that each process keeps while Redis is away; what is over is given up, and its job runs again.",
+        "worker", shown="64MiB",
+    )  # fmt: skip
     lease_ms: int = _setting(
         "PENSTOCK_LEASE", TaskDefaults().lease_ms, _duration(2_000, 3_600_000),
         "Time after which the jobs of a dead worker start elsewhere.", "worker", shown="15s",
@@ -476,6 +481,7 @@ class Settings:
             processes=self.processes,
             pool_processes=self.pool_processes,
             process_silence_ms=self.process_silence_ms,
+            unwritten_bytes=self.unwritten_bytes,
             lease_ms=self.lease_ms,
             drain_ms=self.drain_ms,
             ai=self.ai_settings(),

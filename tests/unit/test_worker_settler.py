@@ -97,3 +97,37 @@ async def test_closing_gives_up_what_waits() -> None:
     await store.called.acquire()
     await settler.close()
     assert await waiting is None
+
+
+async def test_an_outage_keeps_so_many_bytes_and_hands_the_rest_back() -> None:
+    verbs: list[tuple[str, Verb]] = []
+
+    class Recording(Script):
+        async def settle(self, items: Sequence[Settle]) -> list[Settled | Exception]:
+            answers = await super().settle(items)
+            verbs.extend((item.token.job_id, item.verb) for item in items)
+            return answers
+
+    store = Recording(StoreUnavailable("away"))
+    settler = Settler(store, most_bytes=100)  # type: ignore[arg-type]
+    # While the store answers, slots alone bound what waits.
+    waiting = [asyncio.create_task(settler.settle(settle("first", 90)))]
+    await store.called.acquire()
+    store.gate.clear()
+    # The second try is under way when these end.
+    await store.called.acquire()
+    for name, size in (("fits", 10), ("over", 1), ("empty", 0)):
+        waiting.append(asyncio.create_task(settler.settle(settle(name, size))))
+    await asyncio.sleep(0)
+    store.gate.set()
+    assert await asyncio.gather(*waiting) == [DONE] * 4
+    assert dict(verbs) == {
+        "first": Verb.COMPLETE,
+        "fits": Verb.COMPLETE,
+        "over": Verb.RELEASE,
+        "empty": Verb.COMPLETE,
+    }
+    # And the room is free again.
+    store.faults.append(StoreUnavailable("away"))
+    assert await settler.settle(settle("later", 100)) == DONE
+    assert verbs[-1] == ("later", Verb.COMPLETE)

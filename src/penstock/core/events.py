@@ -48,6 +48,8 @@ STORE_BACK = "store.back"
 #: A setting of the server makes the chosen durability weak.
 STORE_ADVICE = "store.advice"
 SETTLE_FAILED = "settle.failed"
+#: The store is away and too many results wait for it: one is given up, and its job runs again.
+RESULT_DROPPED = "result.dropped"
 #: The store did not take what a job logged or streamed; the job goes on.
 OUTPUT_REFUSED = "output.refused"
 LOOP_FAILED = "loop.failed"
@@ -89,6 +91,7 @@ EVENTS = frozenset(
         STORE_BACK,
         STORE_ADVICE,
         SETTLE_FAILED,
+        RESULT_DROPPED,
         OUTPUT_REFUSED,
         LOOP_FAILED,
         API_STARTED,

@@ -34,6 +34,11 @@ class Outage:
         self._failures += 1
         return whole * (0.5 + random.random() / 2)
 
+    @property
+    def lasts(self) -> bool:
+        """Tell whether the latest try failed."""
+        return self._failures > 0
+
     def over(self) -> None:
         """Note a success."""
         if self._failures:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from penstock.core.limits import Limits, TaskDefaults
+from penstock.core.limits import MIB, Limits, TaskDefaults
 from penstock.handlers.ai import AISettings
 
 
@@ -19,7 +19,8 @@ class WorkerOptions:
     ``processes`` is how many processes run jobs under the supervisor; each of them claims for itself, with a loop of
     ``concurrency``, ``threads`` and a pool of ``pool_processes`` (0 means as many as cores) of its own. A lease of
     ``lease_ms`` is renewed each third of it. One of the processes that gives no sign of life for ``process_silence_ms``
-    is killed. On SIGTERM running jobs get ``drain_ms`` to finish. ``log_json`` and ``log_level`` are for child
+    is killed. While the store is away, each keeps results of up to ``unwritten_bytes``.
+    On SIGTERM running jobs get ``drain_ms`` to finish. ``log_json`` and ``log_level`` are for child
     processes, which set up logging anew.
     """
 
@@ -35,6 +36,7 @@ class WorkerOptions:
     pool_processes: int = 0
     lease_ms: int = 15_000
     process_silence_ms: int = 60_000
+    unwritten_bytes: int = 64 * MIB
     drain_ms: int = 25_000
     announce_ms: int = 10_000
     ai: AISettings = dataclasses.field(default_factory=AISettings)

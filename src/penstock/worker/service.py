@@ -210,7 +210,7 @@ class Worker:
         one = 1 if self._alone else None
         self._mark_stuck = {kind: functools.partial(self._note_stuck, kind) for kind in EXECUTORS}
         self._slots = Slots({kind: one or sizes[kind] if tasks[kind] else 0 for kind in EXECUTORS}, most=one)
-        self._settler = Settler(self._store)
+        self._settler = Settler(self._store, most_bytes=options.unwritten_bytes)
         self._ticker = Ticker(self._store, self._store.partitions)
         nonce = secrets.token_hex(8)
         if self._writer is not None:

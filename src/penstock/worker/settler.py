@@ -10,21 +10,25 @@ import structlog
 
 from penstock.core import events
 from penstock.core.errors import StoreUnavailable
-from penstock.core.job import Settle, Settled
+from penstock.core.job import Settle, Settled, Verb
 from penstock.core.limits import SCRIPT_BYTES, SCRIPT_ITEMS
 from penstock.store.protocol import Store
 from penstock.worker.backoff import Outage
+from penstock.worker.options import WorkerOptions
 
 
 class Settler:
     """Write outcomes; an idle one writes at once, a busy one in groups.
 
-    While the store is away it keeps trying, in memory bounded by the slots, which stay taken: repeats are safe by
-    token, and whether a lease is still good is for the store to say once it is back.
+    While the store is away it keeps trying: repeats are safe by token, and whether a lease is still good is for the
+    store to say once it is back. What waits is bounded by the slots, which stay taken, and by ``most_bytes``: a result
+    beyond it is given up, and its job handed back to run again.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, most_bytes: int = WorkerOptions.unwritten_bytes) -> None:
         self._store = store
+        self._most_bytes = most_bytes
+        self._bytes = 0
         self._waiting: deque[tuple[Settle, asyncio.Future[Settled | None]]] = deque()
         self._writer: asyncio.Task[None] | None = None
         self._unsettled = 0
@@ -38,6 +42,17 @@ class Settler:
 
     async def settle(self, item: Settle) -> Settled | None:
         """Settle one attempt; None when the store refused it for good (logged; the lease will lapse)."""
+        size = len(item.value)
+        if self._outage.lasts and size and self._bytes + size > self._most_bytes:
+            self._log.error(
+                events.RESULT_DROPPED,
+                message="Too much waits for the store; a result is given up and its job runs again.",
+                job_id=item.token.job_id,
+                attempt=item.token.attempt,
+                bytes=size,
+            )
+            item, size = Settle(token=item.token, verb=Verb.RELEASE), 0
+        self._bytes += size
         future: asyncio.Future[Settled | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         self._unsettled += 1
@@ -48,6 +63,7 @@ class Settler:
             return await future
         finally:
             self._unsettled -= 1
+            self._bytes -= size
 
     async def close(self) -> None:
         """Give up what is not written; its leases go back when the worker leaves, or lapse."""
