@@ -204,8 +204,6 @@ _ARGUMENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "times": st.sampled_from([1, 1, 2]),
         "put_off": st.sampled_from([False, False, False, True]),
     },
-    #: A server whose clock is set, or that another one takes over.
-    "clock": {"ms": st.sampled_from([-86_400_000, -20_000, -1_000, -1, 1, 5_001, 20_000, 86_400_000])},
     "look": {
         "choice": CHOICE,
         "page": st.sampled_from([1, 2, 50]),
@@ -232,7 +230,7 @@ class SideBySide(RuleBasedStateMachine):
         self.url = url
         self.taken = taken
         self.loop = asyncio.new_event_loop()
-        self.now_ms = self.latest_ms = START_MS
+        self.now_ms = START_MS
         self.numbers = 0
         self.tokens: list[Token] = []
         self.made: Counter[Token] = Counter()
@@ -331,10 +329,7 @@ class SideBySide(RuleBasedStateMachine):
         self.both("acknowledge" if verb is Verb.CANCEL else verb.value, lambda store: store.settle(items))
 
     def advance(self, ms: int) -> None:
-        if ms < 0:
-            self.forget()
         self.now_ms += ms
-        self.latest_ms = max(self.latest_ms, self.now_ms)
         self.run(self.set_clock(self.now_ms))
 
     @rule(card=st.integers(0, 1_000), data=st.data())
@@ -540,24 +535,6 @@ class SideBySide(RuleBasedStateMachine):
             return due, [await store.tick(partition, ticks) for _ in range(times)]
 
         self.both("tick", step)
-
-    def step_clock(self, ms: int) -> None:
-        self.advance(ms)
-
-        async def step(store: Store) -> list[WorkerInfo]:
-            return await store.workers()
-
-        self.both("clock", step)
-
-    def forget(self) -> None:
-        """Do what a server's own expiry has done before its clock goes back: what was over by then is gone for good."""
-        for part, keys in zip(self.memory._parts, self.redis.connection.keys, strict=True):
-            gone = [keys.key("idem", key) for key, kept in part.once.items() if kept[1] <= self.latest_ms]
-            gone += [keys.key("unique", key) for key in part.locks if not part.holder(key, self.latest_ms)]
-            part.once = {key: kept for key, kept in part.once.items() if kept[1] > self.latest_ms}
-            part.locks = {key: lock for key, lock in part.locks.items() if part.holder(key, self.latest_ms)}
-            if gone:
-                self.run(self.redis.connection.together([("DEL", *gone)]))
 
     def step_look(self, choice: int, page: int, filters: JobFilter) -> None:
         job_id = self.jobs(choice=choice)

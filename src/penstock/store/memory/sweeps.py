@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from penstock.core.ids import JobId
 from penstock.core.job import Promoted, Pruned, Purged, Reaped
-from penstock.core.limits import DAY_MS, SECOND_MS, TaskDefaults
+from penstock.core.limits import SECOND_MS, TaskDefaults
 from penstock.core.states import Priority, State
 from penstock.core.transitions import Event
 from penstock.store.memory.partition import Partition
 
 REAP_GAP_MS = 5 * SECOND_MS
 LEASE_KEPT_MS = 600 * SECOND_MS
-KEYS_KEPT_MS = 365 * DAY_MS
 
 
 def promote(partition: Partition, limit: int, now_ms: int) -> Promoted:
@@ -53,11 +52,9 @@ def reap(partition: Partition, limit: int, now_ms: int) -> Reaped:
 
 def prune(partition: Partition, limit: int, *, dead_cap: int, finished_cap: int, now_ms: int) -> Pruned:
     """Remove final jobs past their retention, then the oldest above the caps."""
-    # A clock that goes back makes some valid again, which on Redis are there until the server's own clock removes them.
-    gone_ms = now_ms - KEYS_KEPT_MS
-    partition.once = {key: kept for key, kept in partition.once.items() if kept[1] > gone_ms}
+    partition.once = {key: kept for key, kept in partition.once.items() if kept[1] > now_ms}
     partition.locks = {
-        key: lock for key, lock in partition.locks.items() if lock.end_ms > gone_ms or partition.holder(key, now_ms)
+        key: lock for key, lock in partition.locks.items() if lock.end_ms > now_ms or partition.holder(key, now_ms)
     }
     aged = partition.expire.up_to(now_ms, limit)
     _remove(partition, aged, "pruned")
