@@ -24,11 +24,14 @@ from pathlib import Path
 from penstock.core.ids import JobId, make_job_id
 from penstock.core.job import NewJob
 from penstock.store import Store, StoreOptions, connect
+from tests.chaos.fleet import Sentinels
 from tests.chaos.report import machine
 from tests.chaos.stack import Valkey
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _PATIENCE_S = 60.0
+#: How long a primary is silent before its sentinels act.
+DOWN_AFTER_MS = 5_000
 
 
 class Runs:
@@ -50,18 +53,22 @@ class Runs:
 class Setting:
     """Hold a server, a store, and the workers of a measurement."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, server: Valkey | Sentinels) -> None:
         self.folder = folder
-        self.valkey = Valkey(folder, "everysec", own_disk=False)
+        self.server = server
         self.runs = Runs(folder / "runs")
         self.store: Store
         self._workers: list[subprocess.Popen[bytes]] = []
+
+    async def begin(self) -> None:
+        await self.server.start()
+        self.store = await connect(StoreOptions(redis_url=self.server.url))
 
     def worker(self, **settings: str) -> subprocess.Popen[bytes]:
         """Start ``penstock worker`` at default settings but those given, as a process group of its own."""
         foreign = ("PENSTOCK_", "REDIS_")
         env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | settings
-        env |= {"PENSTOCK_REDIS_URL": self.valkey.url, "RECOVERY_RUNS": str(self.folder / "runs")}
+        env |= {"PENSTOCK_REDIS_URL": self.server.url, "RECOVERY_RUNS": str(self.folder / "runs")}
         env |= {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "PENSTOCK_POOL_PROCESSES": "1"}
         command = [sys.executable, "-m", "penstock", "worker", "benchmarks.recovery_tasks"]
         with (self.folder / "log").open("ab") as log:
@@ -97,7 +104,7 @@ class Setting:
                 os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
         await self.store.close()
-        await self.valkey.kill()
+        await self.server.close()
 
 
 async def until(condition: Callable[[], bool], seconds: float = _PATIENCE_S) -> None:
@@ -107,12 +114,16 @@ async def until(condition: Callable[[], bool], seconds: float = _PATIENCE_S) -> 
             await asyncio.sleep(0.002)
 
 
+def _valkey(folder: Path) -> Valkey:
+    return Valkey(folder, "everysec", own_disk=False)
+
+
 @contextlib.asynccontextmanager
-async def setting() -> AsyncIterator[Setting]:
+async def setting(*, sentinels: bool = False) -> AsyncIterator[Setting]:
     with tempfile.TemporaryDirectory(prefix="penstock-recovery-", ignore_cleanup_errors=True) as folder:
-        held = Setting(Path(folder))
-        await held.valkey.start()
-        held.store = await connect(StoreOptions(redis_url=held.valkey.url))
+        path = Path(folder)
+        held = Setting(path, Sentinels(path, down_after_ms=DOWN_AFTER_MS) if sentinels else _valkey(path))
+        await held.begin()
         try:
             yield held
         finally:
@@ -160,6 +171,7 @@ async def after_restart(times: int) -> tuple[list[float], list[float]]:
     """Kill the server under load, start it again at once; return the times from the kill, and from its PONG."""
     from_kill, from_pong = [], []
     async with setting() as held:
+        assert isinstance(held.server, Valkey)
         held.worker(PENSTOCK_PROCESSES="1", PENSTOCK_CONCURRENCY="2")
         await held.idle_workers(1)
         for _ in range(times):
@@ -168,8 +180,8 @@ async def after_restart(times: int) -> tuple[list[float], list[float]]:
             await until(lambda before=before: held.runs.last_s() > before)  # type: ignore[misc]
             await asyncio.sleep(1.0)  # in the midst of it
             killed_s = time.monotonic()
-            await held.valkey.kill()
-            await held.valkey.start()
+            await held.server.kill()
+            await held.server.start()
             pong_s = time.monotonic()
             # What starts before the server answers again was claimed before it died.
             await until(lambda pong_s=pong_s: held.runs.last_s() > pong_s)  # type: ignore[misc]
@@ -177,6 +189,34 @@ async def after_restart(times: int) -> tuple[list[float], list[float]]:
             from_kill.append(first_s - killed_s)
             from_pong.append(first_s - pong_s)
     return from_kill, from_pong
+
+
+async def after_failover(times: int) -> tuple[list[float], list[float]]:
+    """Kill a primary under load; return the times from the kill, and from when its sentinels name another."""
+    from_kill, from_named = [], []
+    async with setting(sentinels=True) as held:
+        servers = held.server
+        assert isinstance(servers, Sentinels)
+        held.worker(PENSTOCK_PROCESSES="1", PENSTOCK_CONCURRENCY="2")
+        await held.idle_workers(1)
+        for _ in range(times):
+            await until(servers.is_whole)
+            old = servers.primary()
+            assert old is not None
+            await held.submit("short", 4_000)
+            before = held.runs.last_s()
+            await until(lambda before=before: held.runs.last_s() > before)  # type: ignore[misc]
+            await asyncio.sleep(1.0)  # in the midst of it
+            killed_s = time.monotonic()
+            old.kill()
+            await until(lambda old=old: servers.primary() not in (None, old))  # type: ignore[misc]
+            named_s = time.monotonic()
+            await until(lambda named_s=named_s: held.runs.last_s() > named_s)  # type: ignore[misc]
+            first_s = min(at_s for _, _, at_s in held.runs.starts() if at_s > named_s)
+            from_kill.append(first_s - killed_s)
+            from_named.append(first_s - named_s)
+            old.start()
+    return from_kill, from_named
 
 
 def row(what: str, bound: str, times: list[float]) -> dict[str, object]:
@@ -198,6 +238,10 @@ async def measure(times: int) -> list[dict[str, object]]:
     rows.append(row("Valkey SIGKILL, started again at once → first start of a job", "", from_kill))
     print(rows[-1], flush=True)
     rows.append(row("Valkey answers again → first start of a job", "", from_pong))
+    from_kill, from_named = await after_failover(times)
+    rows.append(row("primary SIGKILL under sentinels that wait 5 s → first start of a job", "", from_kill))
+    print(rows[-1], flush=True)
+    rows.append(row("the sentinels name another primary → first start of a job", "", from_named))
     rows.append(
         row("worker and supervisor SIGKILL → its job starts elsewhere", "≤ 16 s (lease)", await by_lease(times))
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import datetime as dt
 import json
@@ -28,6 +29,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.peers.environments import python_of
+from tests.chaos.stack import descendants
 
 PROGRAMS = Path(__file__).resolve().parent / "programs/faults"
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -118,7 +120,8 @@ SYSTEMS = (
         link="https://github.com/taskiq-python/taskiq-redis", distributions=("taskiq", "taskiq-redis"),
     ),
     System(
-        name="taskiq, 15 s", peer="taskiq", worker=_TASKIQ, settings="`RedisStreamBroker`, `idle_timeout` 15 s",
+        name="taskiq, 15 s", peer="taskiq", worker=_TASKIQ,
+        settings="`RedisStreamBroker`, `idle_timeout` 15 s, `unacknowledged_lock_timeout` 10 s",
         link="https://github.com/taskiq-python/taskiq-redis", distributions=("taskiq", "taskiq-redis"), env=_TUNED,
     ),
     System(
@@ -214,11 +217,13 @@ class Runs:
 
 
 def kill(worker: subprocess.Popen[bytes]) -> None:
-    """End a worker with all its processes, at once."""
-    try:
+    """End a worker with all its processes, at once: some lead groups of their own."""
+    below = descendants(worker.pid)
+    for pid in (worker.pid, *below):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(worker.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     worker.wait()
 
 
@@ -357,7 +362,7 @@ def write(outcomes: list[Outcome]) -> None:
         "",
         f"{JOBS:,} jobs of 0.2 s, ten at a time; when half have ended, SIGKILL to the worker and all its processes.",
         "It is started again at once. Counted when all have ended, or two minutes later. *Recovered*: each job that",
-        "ran at the kill has started again. The waiting takes most of the time, so up to three systems are tried at",
+        "ran at the kill has started again. The waiting takes most of the time, so several systems are tried at",
         "once, each with a server of its own. `make chaos-peers` does it.",
         "",
         f"{where}.",

@@ -29,8 +29,9 @@ _BACKLOG = 300
 class Sentinels:
     """Own the servers; a primary takes no writes while no replica follows it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, down_after_ms: int = DOWN_AFTER_MS) -> None:
         self._folder = folder / "fleet"
+        self._down_after_ms = down_after_ms
         self._fleet: fleets.Fleet | None = None
 
     @property
@@ -47,7 +48,7 @@ class Sentinels:
 
     def _start(self) -> None:
         settings = ("--appendonly", "yes", "--min-replicas-to-write", "1", "--min-replicas-max-lag", "3")
-        self._fleet = fleets.sentinel(self._folder, *settings, replicas=_REPLICAS, down_after_ms=DOWN_AFTER_MS)
+        self._fleet = fleets.sentinel(self._folder, *settings, replicas=_REPLICAS, down_after_ms=self._down_after_ms)
         for node in self._fleet.sentinels:
             # They rest for twice this time before they fail over again.
             node.ask("SENTINEL", "SET", fleets.SERVICE, "failover-timeout", 3_000)

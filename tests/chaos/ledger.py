@@ -85,8 +85,8 @@ class Accepted:
 class Submitters:
     """Submit over HTTP without end; what was answered 2xx is accepted, what was not answered may or may not be.
 
-    A part of the submits carries an ``Idempotency-Key``: those are sent again until they are answered, now and then
-    once more after that, and must always name the same job.
+    A part of the submits carries an ``Idempotency-Key`` or holds a unique key: those are sent again until they are
+    answered, now and then once more after that, and must always name the same job.
     """
 
     def __init__(self, urls: Sequence[str], seed: int, ledger: Path, *, count: int = 4, pause_s: float = 0.08) -> None:
@@ -132,18 +132,22 @@ class Submitters:
                     "priority": source.choice(("high", "normal", "low")),
                     "delay": source.choice((0, 0, 0, 0.5)),
                 }
-                keyed, again = source.random() < 0.3, source.random() < 0.3
+                key, again = source.choice(("", "", "", "", "idempotency", "unique")), source.random() < 0.3
                 apis = [source.randrange(len(self._urls)) for _ in range(_TRIES)]
-                if keyed:
-                    await self._insist(client, apis, body, number, again=again)
+                if key:
+                    await self._insist(client, apis, body, number, key=key, again=again)
                 else:
                     await self._post(client, apis[0], body, number, {})
                 await asyncio.sleep(self._pause_s * source.uniform(0.5, 1.5))
 
     async def _insist(
-        self, client: httpx.AsyncClient, apis: list[int], body: dict[str, Any], number: int, *, again: bool
+        self, client: httpx.AsyncClient, apis: list[int], body: dict[str, Any], number: int, *, key: str, again: bool
     ) -> None:
-        headers = {"Idempotency-Key": f"{self._seed}-{number}"}
+        name = f"{self._seed}-{number}"
+        headers = {"Idempotency-Key": name} if key == "idempotency" else {}
+        if key == "unique":
+            # Held for longer than the run takes, whatever becomes of the job.
+            body = body | {"unique": {"key": name, "for": "1h", "on_conflict": "return_existing"}}
         self.keyed += 1
         first: str | None = None
         tries = 0

@@ -144,7 +144,7 @@ async def chaos(
         # A replica begins its file anew with what it gets from its primary, so there only the jobs' records tell.
         history = completions(server.disk.path) if isinstance(server, Valkey) else None
         return Report(
-            part=_TITLES[part],
+            part="The short form" if short else _TITLES[part],
             seed=seed,
             seconds=lasted,
             least_bites=least_bites,

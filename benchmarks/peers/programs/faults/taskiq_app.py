@@ -3,7 +3,7 @@ import asyncio
 from note import JOBS, SECONDS, TUNED, URL, note
 from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
-options = {"idle_timeout": 15_000} if TUNED else {}
+options = {"idle_timeout": 15_000, "unacknowledged_lock_timeout": 10} if TUNED else {}
 broker = RedisStreamBroker(URL, **options).with_result_backend(RedisAsyncResultBackend(URL))
 
 
