@@ -106,6 +106,7 @@ class TestPut:
         await subject.store.pause_schedule("nightly")
         record = await put(subject.store, timing=EVERY_SECOND, source=Source.CODE)
         assert record.paused_at_ms == START_MS
+        assert (await subject.store.due_schedules(0)).next_due_ms is None
         await subject.advance(5_000)
         assert await tick_all(subject.store) == []
 
