@@ -284,6 +284,8 @@ class TestInCode:
             ("x", {"every": 5, "priority": "urgent"}, "urgent"),
             ("x", {"every": 5, "max_attempts": 0}, "max_attempts"),
             ("x", {"every": 5, "queue": ""}, "queue"),
+            ("x", {"every": 5, "queue": "a/b"}, "queue"),
+            ("x", {"every": 5, "task": "@ai"}, "'@'"),
             ("x", {"every": 5, "delay": 5}, "'delay'"),
             ("x", {"every": 5, "input": "x" * 70_000}, "bytes"),
             ("x", {"every": 5, "input": {1j}}, "complex"),
@@ -291,7 +293,7 @@ class TestInCode:
     )
     def test_what_cannot_be_used_stops_the_boot(self, name: str, options: dict[str, Any], words: str) -> None:
         with pytest.raises(TaskError) as refused:
-            declare(name, task="echo", **options)
+            declare(name, **{"task": "echo", **options})
         assert words in str(refused.value)
         assert "test_schedules.py" in str(refused.value)
 
@@ -353,6 +355,22 @@ class TestLoop:
                 ticker.nudge()
                 await asyncio.wait({running}, timeout=0.01)
         assert [line["event"] for line in logs] == [events.STORE_LOST, events.STORE_BACK]
+
+    async def test_a_part_that_is_away_does_not_hold_up_the_rest(self) -> None:
+        class PartlyAway(Broken):
+            async def due_schedules(self, partition: int, *, limit: int) -> DueSchedules:
+                if partition == 1:
+                    raise StoreUnavailable("away")
+                self.ticked.append(str(partition))
+                return await super().due_schedules(partition, limit=limit)
+
+        store = PartlyAway([])
+        ticker = Ticker(store, 3)  # type: ignore[arg-type]
+        with structlog.testing.capture_logs() as logs:
+            wait_s = await ticker.run_once()
+        assert sorted(store.ticked) == ["0", "2"]
+        assert 0 < wait_s <= 1.3
+        assert [line["event"] for line in logs] == [events.STORE_LOST]
 
     async def test_stop_before_run(self) -> None:
         ticker = Ticker(Broken([]), 1)  # type: ignore[arg-type]

@@ -81,10 +81,12 @@ def _declare(
     if len(encoded) > SCHEDULE_INPUT_BYTES:
         raise ValueError(f"input takes {len(encoded)} bytes as JSON; at most {SCHEDULE_INPUT_BYTES}")
     queue = options.pop("queue", None)
+    if queue is not None and (problem := name_problem(queue)) is not None:
+        raise ValueError(f"its queue {queue!r} {problem}")
     job = ScheduledJob(
         task=task.name if isinstance(task, Task) else _text("task", task),
         input=msgspec.Raw(encoded),
-        queue="default" if queue is None else _text("queue", queue),
+        queue="default" if queue is None else queue,
         priority=Priority(options.pop("priority", "normal")),
         options=JobOptions(
             max_attempts=_count("max_attempts", options.pop("max_attempts", None)),
@@ -153,6 +155,8 @@ def _count(field: str, value: Any) -> int | None:
 def _text(field: str, value: Any) -> str:
     if not (isinstance(value, str) and 1 <= len(value) <= NAME_CHARACTERS and value.isprintable()):
         raise ValueError(f"{field} must be 1 to {NAME_CHARACTERS} printable characters, not {value!r}")
+    if value.startswith("@"):
+        raise ValueError(f"{field} must not start with '@'")
     return value
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from penstock.core import events
-from penstock.core.errors import StoreError, StoreUnavailable
+from penstock.core.errors import StoreUnavailable
 from penstock.core.schedule import DueSchedules, Tick, plan
 from penstock.store.protocol import ScheduleStore
 
@@ -20,6 +20,8 @@ LOOK_S = 1.0
 JITTER_S = 0.01
 _ROUNDS = 20
 _LIMIT = 200
+#: Partitions that are looked at at the same time.
+_AT_ONCE = 64
 _PAUSE_S = 0.005
 
 
@@ -32,39 +34,50 @@ class Ticker:
         self._looks: dict[int, float] = {}
         self._stopping = False
         self._nudged = asyncio.Event()
-        self._away = False
+        self._missing: set[int] = set()
         self._failing: set[str] = set()
         self._log: Any = structlog.get_logger()
 
     async def run_once(self) -> float:
         """Look at each partition whose time has come; return the seconds until the next one's.
 
-        Raises:
-            StoreUnavailable: the store is away. Other errors stop one schedule or partition, and not the rest.
+        What fails stops one schedule or one partition: the others tick while a part of the store is away.
         """
         loop = asyncio.get_running_loop()
         partitions = [
             partition for partition in range(self._partitions) if self._looks.get(partition, 0) <= loop.time()
         ]
         random.shuffle(partitions)
-        for partition in partitions:
-            self._looks[partition] = loop.time() + await self._look(partition)
+        for start in range(0, len(partitions), _AT_ONCE):
+            # Calls of the same moment share their way to a server.
+            await asyncio.gather(*(self._guarded(partition) for partition in partitions[start : start + _AT_ONCE]))
         return max(0.0, min(self._looks.values()) - loop.time())
+
+    async def _guarded(self, partition: int) -> None:
+        subject, wait_s = f"partition {partition}", LOOK_S * random.uniform(0.75, 1.25)
+        try:
+            wait_s = await self._look(partition)
+        except StoreUnavailable as error:
+            if not self._missing:
+                self._log.warning(events.STORE_LOST, message=f"Schedules wait for the store: {error}.")
+            self._missing.add(partition)
+        except Exception as error:  # noqa: BLE001 - a damaged index must not stop the other partitions
+            self._tell(subject, f"The schedules of {subject} failed: {error}.", error)
+        else:
+            self._failing.discard(subject)
+            if partition in self._missing:
+                self._missing.remove(partition)
+                if not self._missing:
+                    self._log.info(events.STORE_BACK, message="Schedules have reached the store again.")
+        self._looks[partition] = asyncio.get_running_loop().time() + wait_s
 
     async def _look(self, partition: int) -> float:
         """Let a partition's schedules tick; return in how many seconds to look again."""
         for _ in range(_ROUNDS):
-            try:
-                due = await self._store.due_schedules(partition, limit=_LIMIT)
-                if not due.records:
-                    return self._until_next(due)
-                await self._tick(partition, due)
-            except StoreUnavailable:
-                raise
-            except Exception as error:  # noqa: BLE001 - a damaged index must not stop the other partitions
-                self._tell(f"partition {partition}", f"The schedules of partition {partition} failed: {error}.", error)
-                return LOOK_S
-            self._failing.discard(f"partition {partition}")
+            due = await self._store.due_schedules(partition, limit=_LIMIT)
+            if not due.records:
+                return self._until_next(due)
+            await self._tick(partition, due)
         return 0.0
 
     def _until_next(self, due: DueSchedules) -> float:
@@ -111,22 +124,12 @@ class Ticker:
             self._log.error(events.LOOP_FAILED, message=message, loop="tick", subject=subject, error=repr(error))
 
     async def run(self) -> None:
-        """Run until ``stop``; an unreachable store is tried again after a second."""
+        """Run until ``stop``; what is away is asked again after a second."""
         while not self._stopping:
             if self._nudged.is_set():
                 self._nudged.clear()
                 self._looks.clear()
-            try:
-                wait_s = await self.run_once()
-            except StoreError as error:
-                wait_s = LOOK_S
-                if not self._away:
-                    self._away = True
-                    self._log.warning(events.STORE_LOST, message=f"Schedules wait for the store: {error}.")
-            else:
-                if self._away:
-                    self._away = False
-                    self._log.info(events.STORE_BACK, message="Schedules have reached the store again.")
+            wait_s = await self.run_once()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(wait_s, _PAUSE_S)):
                     await self._nudged.wait()
