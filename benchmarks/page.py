@@ -287,6 +287,8 @@ def _limit_rows(report: Report, sizes: Sequence[int]) -> list[list[str]]:
     for kind in _KINDS:
         found = [report.figure(f"slowest.{kind}.{size}") for size in sizes]
         rows.append([f"slowest call, {kind}", *(f"{_shown(one)} `{one.settings}`" if one else "" for one in found)])
+        over = [one.median_of("calls over 5 ms") if one else None for one in found]
+        rows.append([f"calls over 5 ms, {kind}", *("" if calls is None else number(calls) for calls in over)])
     for kind in _KINDS:
         found = [report.figure(f"memory.{kind}.{size}") for size in sizes]
         rows.append(

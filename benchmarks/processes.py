@@ -215,6 +215,10 @@ class Bench:
         names = [keys.key("counters") for keys in self.keys(partitions)]
         return sum(int(self.ask("HGET", name, f"completed:{queue}") or 0) for name in names)
 
+    def kept(self, queue: str = "default") -> int:
+        """Return how many completed jobs of a queue are kept; the oldest above the limit of all have gone."""
+        return int(self.ask("ZCARD", self.keys()[0].key("final", "completed", queue)))
+
     @contextlib.contextmanager
     def worker(self, marks: Path, *flags: str, env: Mapping[str, str] | None = None) -> Iterator[Process]:
         """Run a worker with the benchmarks' tasks at the shipped defaults, but for the flags that are given."""

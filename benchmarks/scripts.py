@@ -7,13 +7,14 @@ from typing import Any
 from benchmarks.processes import Bench
 from penstock.store.redis.scripts import load_scripts
 
-SLOW_US = 500
+SLOW_US = 2_000
+_NOTED = 10_000
 
 
 def watch_slow_calls(bench: Bench) -> None:
-    """Let the server note what takes over half a millisecond, from now on."""
+    """Let the server note what takes over two milliseconds, from now on."""
     bench.client.config_set("slowlog-log-slower-than", SLOW_US)
-    bench.client.config_set("slowlog-max-len", 1_000)
+    bench.client.config_set("slowlog-max-len", _NOTED)
     bench.ask("SLOWLOG", "RESET")
 
 
@@ -21,13 +22,18 @@ def slow_calls(bench: Bench) -> dict[str, float]:
     """Return the longest call of each verb and command noted, ms, the slowest first."""
     verbs = {script.sha: name for name, script in load_scripts().items()}
     found: dict[str, float] = {}
-    for entry in bench.client.slowlog_get(1_000):
+    for entry in bench.client.slowlog_get(_NOTED):
         words = entry["command"].decode(errors="replace").split(" ")
         name = words[0].upper()
         if name in {"EVALSHA", "EVAL"}:
             name = verbs.get(words[1], "a script loaded for the first time")
         found[name] = max(found.get(name, 0.0), entry["duration"] / 1000)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def calls_over(bench: Bench, ms: float) -> int:
+    """Return how many of the calls that were noted took longer."""
+    return sum(entry["duration"] > ms * 1000 for entry in bench.client.slowlog_get(_NOTED))
 
 
 def command_times(bench: Bench) -> dict[str, dict[str, Any]]:
