@@ -397,9 +397,9 @@ async def test_a_redrive_within_its_own_time(subject: Subject) -> None:
 async def test_a_redrive_of_what_holds_no_more_is_free(subject: Subject) -> None:
     started = await subject.running(unique=unique(until=STARTED))
     await fails(subject, started)
-    timed = await subject.running(unique=unique(until=None, for_ms=1_000, key=OTHER_KEY))
+    timed = await subject.running(unique=unique(until=None, for_ms=60_000, key=OTHER_KEY))
     await fails(subject, timed)
-    await subject.advance(1_000)
+    await subject.advance(60_000)
     holders = [await subject.submit(unique=unique(key=key)) for key in (KEY, OTHER_KEY)]
     changes = await subject.store.redrive([started.job_id, timed.job_id])
     assert [changed.code for changed in changes] == [ChangeCode.DONE, ChangeCode.DONE]

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from penstock.core.ids import JobId
+from penstock.core.ids import JobId, WorkerName
 from penstock.core.job import JobFilter
 from penstock.core.states import AttemptOutcome, Reason, State
 from penstock.store import StoreOptions, connect
@@ -205,16 +205,21 @@ async def test_a_unique_key_outlives_its_killed_worker(
     body = {"task": "hang_first", "input": {"path": str(fifo)}, "unique_key": "k"}
     with api_process(options.redis_url, options.namespace) as api:
         async with httpx.AsyncClient(base_url=api.url, timeout=60) as client:
-            killed = await start(lease_ms=3_000)
+            killed = await start(lease_ms=LONG_LEASE_MS)
             job_id = JobId((await client.post("/submit", json=body)).json()["id"])
             await start_told(fifo)
             killed.kill()
-            # Nobody runs it, and it has not ended: no second one may come, also while the lease lapses.
+            # Nobody runs it, and it has not ended: no second one may come.
             for way in ("reject", "replace"):
                 second = {"task": "hang_first", "unique": {"key": "k", "on_conflict": way}}
                 refused = await client.post("/submit", json=second)
                 assert (refused.status_code, refused.json()["job_id"]) == (409, job_id), refused.text
-            await reap_at_once(store)
+            running = await store.get(job_id)
+            assert running is not None
+            assert running.worker is not None
+            await store.release_worker(WorkerName(running.worker), lost=True)
+            refused = await client.post("/submit", json=body)
+            assert (refused.status_code, refused.json()["job_status"]) == (409, "queued"), refused.text
             await start(lease_ms=LONG_LEASE_MS)
             await start_told(fifo)
             record = await finished(store, job_id)
