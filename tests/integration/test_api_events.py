@@ -6,13 +6,15 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import msgspec
 import pytest
 
+from penstock.api.follow import Follower, Seen
 from penstock.client import AsyncClient, Client, JobEvent, JobNotFound
+from penstock.core.errors import StoreUnavailable
 from penstock.core.ids import JobId, Token
 from penstock.core.job import Extension, Settle, Verb
 from penstock.core.limits import Limits
@@ -283,6 +285,69 @@ async def test_wrong_ids(store: Store, valkey_url: str, namespace: str) -> None:
             assert (answer.status_code, answer.json()["code"]) == (404, "job_not_found")
             answer = ask(f"{api.url}/jobs/{job_id}/{path}?bad=1")
             assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "bad")
+
+
+class _Moody(MemoryStore):
+    """Be away as often as told."""
+
+    away = 0
+    away_for_get = 0
+
+    async def follow(self, job_id: JobId, **fields: Any) -> Any:
+        if self.away > 0:
+            self.away -= 1
+            raise StoreUnavailable("away")
+        return await super().follow(job_id, **fields)
+
+    async def get(self, job_id: JobId) -> Any:
+        if self.away_for_get > 0:
+            self.away_for_get -= 1
+            raise StoreUnavailable("away")
+        return await super().get(job_id)
+
+
+async def test_an_outage_in_between_costs_nothing_and_a_disconnect_ends_it() -> None:
+    store = _Moody(lambda: time.time_ns() // 1_000_000)
+    app = app_of(store)
+    async with client_of(app) as client:
+        job_id = JobId((await client.post("/submit", json={"task": "echo"})).json()["id"])
+    gone = asyncio.Event()
+    sent: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def receive() -> Any:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.put_nowait(message.get("body", b""))
+
+    async def until(words: bytes) -> bytes:
+        text = b""
+        async with asyncio.timeout(PATIENCE_S):
+            while words not in text:
+                text += await sent.get()
+        return text
+
+    follower = Follower(app.services, job_id, Seen(), missing=LookupError(), head=False)
+    serving = asyncio.create_task(follower.serve(cast("Any", {}), receive, send))
+    await until(b'"queued"')
+    assert app.services.streams.taken == 1
+    store.away = 1
+    attempt = await begin(store)
+    await attempt.write(chunk("a"))
+    told = await until(b'"a"')
+    # The look at the status fails, so that what came with it is told by the next one, and once.
+    store.away_for_get = 1
+    await attempt.write(chunk("b"))
+    await attempt.settle(Verb.RETRY, delay_ms=600_000)
+    told += await until(b'"retrying"')
+    assert b": the store does not answer" in told
+    assert (told.count(b'"chunk":"a"'), told.count(b'"chunk":"b"')) == (1, 1)
+    gone.set()
+    async with asyncio.timeout(PATIENCE_S):
+        await serving
+    assert app.services.streams.taken == 0
+    await store.close()
 
 
 class TestLog:
