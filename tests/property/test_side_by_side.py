@@ -45,6 +45,7 @@ from penstock.core.states import FINAL_STATES, AttemptOutcome, Priority, Reason,
 from penstock.store.memory import MemoryStore
 from penstock.store.memory.partition import StoredJob
 from penstock.store.memory.reading import record
+from penstock.store.memory.store import WORKER_LIVE_MS
 from penstock.store.protocol import Store
 from penstock.store.redis.store import RedisStore
 from penstock.store.redis.testing import connect_with_clock
@@ -204,6 +205,8 @@ _ARGUMENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "times": st.sampled_from([1, 1, 2]),
         "put_off": st.sampled_from([False, False, False, True]),
     },
+    #: A server whose clock is set, or that another one takes over.
+    "clock": {"ms": st.sampled_from([-3_600_000, -20_000, -1_000, -1, 1, 5_001, 20_000, 3_600_000])},
     "look": {
         "choice": CHOICE,
         "page": st.sampled_from([1, 2, 50]),
@@ -230,7 +233,7 @@ class SideBySide(RuleBasedStateMachine):
         self.url = url
         self.taken = taken
         self.loop = asyncio.new_event_loop()
-        self.now_ms = START_MS
+        self.now_ms = self.latest_ms = START_MS
         self.numbers = 0
         self.tokens: list[Token] = []
         self.made: Counter[Token] = Counter()
@@ -329,7 +332,10 @@ class SideBySide(RuleBasedStateMachine):
         self.both("acknowledge" if verb is Verb.CANCEL else verb.value, lambda store: store.settle(items))
 
     def advance(self, ms: int) -> None:
+        if ms < 0:
+            self.forget()
         self.now_ms += ms
+        self.latest_ms = max(self.latest_ms, self.now_ms)
         self.run(self.set_clock(self.now_ms))
 
     @rule(card=st.integers(0, 1_000), data=st.data())
@@ -536,6 +542,24 @@ class SideBySide(RuleBasedStateMachine):
 
         self.both("tick", step)
 
+    def step_clock(self, ms: int) -> None:
+        self.advance(ms)
+        self.both("clock", lambda store: store.queues())
+
+    def forget(self) -> None:
+        """Do what a server's own expiry has done before its clock goes back: what was over by then is gone for good."""
+        connection, live_ms = self.redis.connection, self.latest_ms - WORKER_LIVE_MS
+        dumps = self.run(read_dumps(connection))
+        self.memory._workers = {name: info for name, info in self.memory._workers.items() if info.seen_at_ms > live_ms}
+        for part, keys, dump in zip(self.memory._parts, connection.keys, dumps, strict=True):
+            part.once = {key: kept for key, kept in part.once.items() if kept[1] > self.latest_ms}
+            part.locks = {key: lock for key, lock in part.locks.items() if part.holder(key, self.latest_ms)}
+            there = {f"idem:{key}" for key in part.once} | {f"unique:{key}" for key in part.locks}
+            gone = [keys.prefix + name for name in (*dump.once(), *dump.locks()) if name not in there]
+            self.run(connection.together([("ZREMRANGEBYSCORE", keys.key("workers"), "-inf", live_ms)]))
+            if gone:
+                self.run(connection.together([("DEL", *gone)]))
+
     def step_look(self, choice: int, page: int, filters: JobFilter) -> None:
         job_id = self.jobs(choice=choice)
 
@@ -561,7 +585,7 @@ def test_both_stores_agree_on_everything(valkey_url: str) -> None:
     taken: Counter[str] = Counter()
     profile = settings(
         # A few programs end early.
-        max_examples=EXAMPLES + 20,
+        max_examples=EXAMPLES + 40,
         stateful_step_count=STEPS,
         deadline=None,
         derandomize="CI" in os.environ,
