@@ -298,13 +298,14 @@ def bare_server(bench: Bench) -> dict[str, float]:
         return {}
     login, _, address = bench.url.removeprefix("redis://").partition("@")
     host, _, port = address.partition("/")[0].partition(":")
-    command = [tool, "-h", host, "-p", port, "-P", "50", "-n", "300000", "-c", "20", "-r", "100000", "--csv"]
+    # The password is that of a server which goes with this run.
+    command = [tool, "-h", host, "-p", port, "-a", login.removeprefix(":"), "-P", "50", "-c", "20", "-r", "100000"]
     done = subprocess.run(
-        [*command, "-t", "set,hset,zadd"],
+        [*command, "-n", "300000", "--csv", "-t", "set,hset,zadd"],
         check=False,
         capture_output=True,
         text=True,
-        env=clean_environment() | {"REDISCLI_AUTH": login.partition(":")[2]},
+        env=clean_environment(),
         timeout=120,
     )
     rows = [line.replace('"', "").split(",") for line in done.stdout.splitlines()[1:]]

@@ -53,6 +53,7 @@ _SUBMITTING = (
     "answered. The load comes from a process of its own that speaks HTTP on bare sockets. Afterwards a worker "
     "runs what was submitted, and each job must have run once; in the last row it does so meanwhile, on the same cores."
 )
+_PROFILED = {"uvloop": "`uvloop`: the event loop itself, with reading, writing and waiting", "other": "other"}
 _BATCH = "The same generator, a thousand jobs a request. The append-only file is written as shipped, or not at all."
 
 
@@ -339,7 +340,11 @@ def limit(results: Results) -> str:
     for name in ("worker", "API"):
         profile = report.notes.get(f"profile of the {name}", {})
         if "parts" in profile:
-            rows = [[f"`{part}`", f"{share:.1%}"] for part, share in profile["parts"].items() if share >= 0.005]
+            rows = [
+                [_PROFILED.get(part, f"`{part}`"), f"{share:.1%}"]
+                for part, share in profile["parts"].items()
+                if share >= 0.005
+            ]
             parts += [
                 f"### What the {name} does",
                 f"Of {profile['samples']:,} samples by `py-spy` at full load, by the innermost frame of a part:",
