@@ -18,8 +18,8 @@ def tell(ctx: Context, path: str) -> str:
 
 
 @task(executor="process")
-def tell_from_a_process(ctx: Context) -> list[str]:
-    return [str(ctx.schedule), str(ctx.scheduled_for)]
+def tell_from_a_process(ctx: Context, path: str) -> str:
+    return tell(ctx, path)
 
 
 @task(queue="reports", schedule={"every": "1h", "overlap": "skip"})
