@@ -72,7 +72,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._folder = folder
+        self.folder = folder
         self._arguments = arguments
         #: A command that runs the server; empty again for a plain restart.
         self.prefix = prefix
@@ -80,7 +80,7 @@ class Server:
 
     def start(self) -> None:
         command = [fleets.binary_under_test(), "--bind", "127.0.0.1", "--port", str(self.port)]
-        command += ["--dir", str(self._folder)]
+        command += ["--dir", str(self.folder)]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always", *self._arguments]
         self._process = subprocess.Popen(
             [*self.prefix, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

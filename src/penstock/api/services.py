@@ -154,6 +154,8 @@ class Services:
         self.streams = StreamSlots(options.event_streams)
         self.metrics.watch_streams(lambda: self.streams.taken)
         self.stopping = asyncio.Event()
+        #: When each worker last had an answer to a claim (the store's Unix ms), as the last good scrape found it.
+        self.last_claims: dict[str, int] = {}
         #: Whether the server was found to have what is needed; one that was away at the start is asked by readiness.
         self.is_checked = False
         self._refusal: StoreError | None = None

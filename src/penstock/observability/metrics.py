@@ -92,6 +92,12 @@ WORKERS = Declared("penstock_workers", "gauge", (), "Workers seen in the last 60
 STUCK_SLOTS = Declared(
     "penstock_stuck_slots", "gauge", (), "Slots of workers that are held by handlers which outlived their timeouts."
 )
+SINCE_LAST_CLAIM = Declared(
+    "penstock_seconds_since_last_claim",
+    "gauge",
+    ("worker",),
+    "Time since a worker last had an answer to a claim; under 20 s for a well one, growing while the store is away.",
+)
 STORE_UP = Declared("penstock_store_up", "gauge", (), "1 when the store answered this scrape in time, else 0.")
 BUILD_INFO = Declared("penstock_build_info", "gauge", ("version",), "Always 1; the label is the version.")
 HTTP_REQUESTS = Declared(
@@ -149,6 +155,7 @@ METRICS: tuple[Declared, ...] = (
     DEAD_LETTERS,
     WORKERS,
     STUCK_SLOTS,
+    SINCE_LAST_CLAIM,
     STORE_UP,
     STORE_MEMORY,
     STORE_MEMORY_LIMIT,
@@ -234,13 +241,15 @@ class HttpMetrics:
 
 
 class _StoreCollector(Collector):
-    def __init__(self, snapshot: StoreSnapshot | None, version: str) -> None:
+    def __init__(self, snapshot: StoreSnapshot | None, version: str, claim_ages: Mapping[str, float]) -> None:
         self._snapshot = snapshot
+        self._claim_ages = claim_ages
         self._version = version
 
     def collect(self) -> Iterable[Metric]:
         yield _gauge(BUILD_INFO, [((self._version,), 1)])
         yield _gauge(STORE_UP, [((), 0 if self._snapshot is None else 1)])
+        yield _gauge(SINCE_LAST_CLAIM, [((worker,), seconds) for worker, seconds in self._claim_ages.items()])
         snapshot = self._snapshot
         if snapshot is None:
             return
@@ -273,8 +282,13 @@ def _gauge(declared: Declared, samples: Iterable[tuple[Sequence[str], float]]) -
     return family
 
 
-def render(snapshot: StoreSnapshot | None, http: HttpMetrics, *, version: str) -> bytes:
-    """Return all metrics as Prometheus text; without a snapshot the store is down."""
+def render(
+    snapshot: StoreSnapshot | None, http: HttpMetrics, *, version: str, claim_ages: Mapping[str, float]
+) -> bytes:
+    """Return all metrics as Prometheus text; without a snapshot the store is down.
+
+    ``claim_ages`` are the seconds since the last answered claim of each worker, known also while the store is down.
+    """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_StoreCollector(snapshot, version))
+    registry.register(_StoreCollector(snapshot, version, claim_ages))
     return generate_latest(registry) + generate_latest(http.registry)

@@ -154,7 +154,9 @@ async def get_metrics(request: AnyRequest) -> Response[bytes]:
     except (TimeoutError, StoreError):
         # The scrape says so by penstock_store_up.
         pass
-    text = metrics.render(snapshot, services.metrics, version=penstock.__version__)
+    now_ms = services.clock()
+    ages = {name: max(0.0, (now_ms - at_ms) / 1_000) for name, at_ms in services.last_claims.items()}
+    text = metrics.render(snapshot, services.metrics, version=penstock.__version__, claim_ages=ages)
     return Response(text, media_type=metrics.CONTENT_TYPE)
 
 
@@ -171,6 +173,8 @@ async def _snapshot(services: Services) -> metrics.StoreSnapshot:
     counters, queues, workers, memory = await asyncio.gather(
         store.counters(), store.queues(), store.workers(), _memory(services)
     )
+    # Kept for scrapes while the store is away: then they grow, which shows the outage.
+    services.last_claims = {worker.name: worker.last_claim_at_ms or worker.started_at_ms for worker in workers}
     return metrics.StoreSnapshot(
         counters=counters,
         queues=queues,

@@ -43,7 +43,7 @@ async def resolve(host: str) -> list[str]:
         threading.Thread(target=_look_up, args=(loop, host, answer), name="penstock-resolve", daemon=True).start()
     done, _ = await asyncio.wait({answer}, timeout=RESOLVE_TIMEOUT_S)
     if not done:
-        raise TimeoutError(f"the name {host} was not resolved within {RESOLVE_TIMEOUT_S:g} s")
+        raise OSError(f"the name {host} was not resolved within {RESOLVE_TIMEOUT_S:g} s")
     return answer.result()
 
 
