@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+from penstock.core.errors import StoreUnavailable
 from penstock.core.ids import JobId, make_job_id
 from penstock.core.job import NewJob
 from penstock.store import Store, StoreOptions, connect
@@ -95,8 +96,16 @@ class Setting:
         ]
         for start in range(0, count, 200):
             jobs = [NewJob(id=job, task=task, input=b"{}") for job in ids[start : start + 200]]
-            assert not any(isinstance(answer, Exception) for answer in await self.store.submit(jobs))
+            while not await self._taken(jobs):  # noqa: ASYNC110 - servers send no signal
+                await asyncio.sleep(0.1)
         return ids
+
+    async def _taken(self, jobs: list[NewJob]) -> bool:
+        """Submit; safe to repeat, which right after a failover is needed."""
+        try:
+            return not any(isinstance(answer, Exception) for answer in await self.store.submit(jobs))
+        except StoreUnavailable:
+            return False
 
     async def close(self) -> None:
         for worker in self._workers:
