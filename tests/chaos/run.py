@@ -24,6 +24,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import redis.exceptions
+
 from tests.chaos.fleet import SETTINGS as REPLICA
 from tests.chaos.fleet import FleetFaults, Sentinels
 from tests.chaos.history import completions
@@ -31,7 +33,7 @@ from tests.chaos.host_faults import HostFaults
 from tests.chaos.ledger import Run, Runs, Submitters
 from tests.chaos.process_faults import ProcessFaults
 from tests.chaos.report import Report, write
-from tests.chaos.scene import Bite, Mark, Scene
+from tests.chaos.scene import Bite, Fault, Mark, Scene
 from tests.chaos.server_faults import ServerFaults
 from tests.chaos.stack import Server, Stack, Valkey
 from tests.chaos.verdict import judge, settled
@@ -132,8 +134,9 @@ async def chaos(
             source.shuffle(order)
             for kind in order:
                 if budget.wants(bites[kind]):
-                    bite = await every[kind]()
+                    bite = await _tried(every[kind])
                     bites[kind].append(bite)
+                    stack.revive()
                     print(f"{budget.lasted:7.1f} s  {kind}: {bite.evidence}", flush=True)
                     await asyncio.sleep(source.uniform(0.2, 0.8))
         lasted = budget.lasted
@@ -162,6 +165,14 @@ async def chaos(
         await stack.stop()
         if host is not None:
             host.group.close()
+
+
+async def _tried(fault: Fault) -> Bite:
+    """Take a fault; one that found its victim gone has missed, and is tried again."""
+    try:
+        return await fault()
+    except (OSError, redis.exceptions.RedisError) as error:
+        return Bite(0, f"could not be given: {type(error).__name__}: {error}")
 
 
 def _server(folder: Path, part: str, *, short: bool) -> tuple[Server, Mapping[str, str]]:

@@ -131,8 +131,10 @@ class ServerFaults:
         before = await self._scene.errors("NOREPLICAS")
         async with self._valkey.admin() as admin:
             await admin.config_set("min-replicas-to-write", "1")
-            count = await self._scene.until_errors("NOREPLICAS", before)
-            await admin.config_set("min-replicas-to-write", "0")
+            try:
+                count = await self._scene.until_errors("NOREPLICAS", before)
+            finally:
+                await admin.config_set("min-replicas-to-write", "0")
         return Bite(count, f"{count} calls met NOREPLICAS")
 
     async def read_only(self) -> Bite:
@@ -140,8 +142,10 @@ class ServerFaults:
         async with self._valkey.admin() as admin:
             # Of a master that is not there: it keeps its data and refuses writes, as after a failover.
             await admin.replicaof("127.0.0.1", "1")
-            count = await self._scene.until_errors("READONLY", before)
-            await admin.replicaof("NO", "ONE")
+            try:
+                count = await self._scene.until_errors("READONLY", before)
+            finally:
+                await admin.replicaof("NO", "ONE")
         return Bite(count, f"{count} calls met READONLY")
 
     async def full_file(self) -> Bite:

@@ -290,6 +290,12 @@ class Stack:
         self.wires.append(wire)
         return wire.url
 
+    def revive(self) -> None:
+        """Start what has ended by itself, as whoever runs a fleet would."""
+        for member in self.members:
+            if member.process is not None and member.process.poll() is not None:
+                member.start()
+
     async def stop_apis(self) -> None:
         """Stop the APIs, so that nothing is submitted any more."""
         for api in self.of("api"):
