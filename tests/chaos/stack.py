@@ -6,11 +6,9 @@ import asyncio
 import collections
 import contextlib
 import os
-import random
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ from typing import Protocol
 
 import redis.asyncio
 
+from tests import fleets
 from tests.chaos.disk import Disk
 from tests.chaos.wire import Wire
 
@@ -28,20 +27,6 @@ DRAIN_S = 2.0
 SILENCE_S = 5.0
 NAMESPACE = "chaos"
 _LIBFAKETIME = ("*/faketime/libfaketime.so.1",)
-
-
-def low_port() -> int:
-    """Return a free port below those that the system gives to outgoing connections.
-
-    So that none of them takes it while the process that listens there is down.
-    """
-    while True:
-        port = random.SystemRandom().randrange(12_000, 30_000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return port
 
 
 def libfaketime() -> Path | None:
@@ -138,7 +123,7 @@ class Member:
         self._births = 0
         #: What handlers write down; new with each process, so that a run names the process that made it.
         self.mark = ""
-        self.port = low_port()
+        self.port = fleets.free_port()
         self.log = folder / f"{self.name}.log"
         #: Holds the shift of its wall clock, None where it has the machine's.
         self.clock: Path | None = None
