@@ -77,7 +77,8 @@ async def audited(store: RedisStore) -> AuditReport:
 
 @pytest.fixture
 async def scene(valkey_url: str, namespace: str) -> AsyncIterator[Scene]:
-    async with store_at(valkey_url, namespace) as store:
+    # Its keys are those of one partition.
+    async with store_at(valkey_url, namespace, partitions=1) as store:
         scene = Scene(store)
         await scene.set()
         assert (await audited(store)).findings == ()

@@ -133,6 +133,7 @@ async def test_nobody_listens(tmp_path: Path) -> None:
 
 
 class TestRefusals:
+    @pytest.mark.not_on("cluster", "sentinel", "redis7-tls", reason="makes a replica of one server without TLS")
     async def test_a_replica_says_later(self, tmp_path: Path, valkey_url: str, namespace: str) -> None:
         port = urlsplit(valkey_url).port
         with server_in(tmp_path, "--replicaof", f"127.0.0.1 {port}") as server:

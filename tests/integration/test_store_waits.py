@@ -91,6 +91,7 @@ class TestMarkers:
             assert (claimed.jobs, claimed.skipped, claimed.remaining) == ((), 1, True)
             assert await store.wait_work(WORKER, ["default"], timeout_ms=LONG_MS) == {"queue:default"}
 
+    @pytest.mark.not_on("cluster", reason="there nobody blocks on lists, so that none can be counted")
     async def test_more_waiters_than_ordinary_connections_all_wake(self, valkey_url: str, namespace: str) -> None:
         async with store_at(valkey_url, namespace) as store:
             count = 3 * primary_module.CONNECTIONS
@@ -175,6 +176,7 @@ class TestFinal:
             assert set(await asyncio.gather(*waits)) == {State.CANCELLED}
             assert store._waiting == {}
 
+    @pytest.mark.not_on("cluster", reason="there nobody blocks on lists, so that none can be counted")
     async def test_cancelled_waiters_leave_nothing(self, valkey_url: str, namespace: str) -> None:
         async with store_at(valkey_url, namespace) as store:
             job_id = await submit(store)
@@ -187,6 +189,7 @@ class TestFinal:
             assert await waits[19] is State.CANCELLED
             assert store._waiting == {}
 
+    @pytest.mark.not_on("cluster", reason="there nobody blocks on lists, so that none can be counted")
     async def test_a_close_ends_all_waits(self, valkey_url: str, namespace: str) -> None:
         async with store_at(valkey_url, namespace) as store, store_at(valkey_url, namespace) as other:
             job_id = await submit(store)
