@@ -67,14 +67,14 @@ async def hang_up(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) 
     return
 
 
-@pytest.mark.not_on("cluster", reason="one line leads to one server, and the keys lie on all")
+@pytest.mark.not_on("cluster", "sentinel", reason="one line leads to one server, and the keys lie on all")
 async def test_answers_go_to_their_callers(valkey_url: str) -> None:
     async with line_to(valkey_url) as line:
         answers = await asyncio.gather(*(line.call("ECHO", str(number) * (number + 1)) for number in range(500)))
     assert answers == [str(number).encode() * (number + 1) for number in range(500)]
 
 
-@pytest.mark.not_on("cluster", reason="one line leads to one server, and the keys lie on all")
+@pytest.mark.not_on("cluster", "sentinel", reason="one line leads to one server, and the keys lie on all")
 async def test_an_error_is_one_callers_own(valkey_url: str) -> None:
     async with line_to(valkey_url) as line:
         calls = [line.call("ECHO", "1"), line.call("EVALSHA", "0" * 40, 0), line.call("ECHO", "2")]
@@ -83,7 +83,7 @@ async def test_an_error_is_one_callers_own(valkey_url: str) -> None:
     assert answers == [b"1", b"2"]
 
 
-@pytest.mark.not_on("cluster", reason="one line leads to one server, and the keys lie on all")
+@pytest.mark.not_on("cluster", "sentinel", reason="one line leads to one server, and the keys lie on all")
 async def test_a_caller_that_goes_away_keeps_its_place_in_the_line(valkey_url: str) -> None:
     async with line_to(valkey_url) as line:
         await line.call("PING")
