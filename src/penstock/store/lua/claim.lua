@@ -6,7 +6,7 @@
 -- Returns: [now, next due or '', skipped, deferred, remaining 0|1, jobs: [id, attempt, counted, lost, task, type, queue, priority, created, deadline, options, input or nil, outcome of the attempt before or '']..., apart]
 -- Transitions: queued -claim-> running, queued -expire-> expired, queued -defer-> retrying, queued -fail-> failed
 -- Flags: allow-oom
--- Uses: time, job, place_names, place, lease
+-- Uses: time, job, place_names, place, together, lease
 local request, bounds = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
 local worker, nonce, limit, lease_ms, window_start = request[1], request[2], request[3], request[4], request[7]
 local alone = request[11] == true
@@ -15,9 +15,6 @@ if alone then
 end
 local retention = {ms = bounds[4], failed_ms = bounds[5]}
 local LOOK, TASK_LIVE_MS = 200, 60000
--- What a claim needs of each job; the rest is read only where a job is not handed out.
-local NAMES = {'status', 'queue', 'priority', 'attempt', 'counted', 'lost', 'task', 'type', 'created', 'head', 'input', 'expires', 'watch', 'unique'}
-local REST = {'no_handler', 'redriven', 'retention'}
 local jobs, skipped, deferred, bytes_left = {}, 0, 0, bounds[2]
 
 local priority_weights, queue_weights, draw = request[8], request[9], request[10]
@@ -62,15 +59,12 @@ local function small_input(id, job)
   return redis.call('GET', K.input(id))
 end
 
-local function load_rest(id, job)
-  for name, value in pairs(load(id, REST)) do
-    job[name] = value
-  end
-end
+-- Jobs that are taken and not yet moved.
+local handing = {}
 
 -- Return 'claimed', 'skipped' (still in its place), 'apart' (the same) or 'gone' (left its place).
 local function claim_one(queue_key, id)
-  local job = load(id, NAMES)
+  local job = load_all(id)
   if job.status and not (job.task and job.created) then
     error('the job is damaged: it has no task or no creation time')
   end
@@ -80,7 +74,6 @@ local function claim_one(queue_key, id)
     return 'gone'
   end
   if job.expires and now >= tonumber(job.expires) and tonumber(job.attempt or 0) == 0 then
-    load_rest(id, job)
     finish(id, job, 'expired', {}, retention)
     return 'gone'
   end
@@ -89,7 +82,6 @@ local function claim_one(queue_key, id)
     if known_elsewhere(name) then
       return 'skipped'
     end
-    load_rest(id, job)
     if now - math.max(tonumber(job.created), tonumber(job.redriven or 0)) >= bounds[3] then
       finish(id, job, 'failed', {'reason', 'unknown_task'}, retention)
       return 'gone'
@@ -112,7 +104,7 @@ local function claim_one(queue_key, id)
   -- Read before the first write: a damaged input must not make a job run that nobody was handed.
   local input, before = small_input(id, job), ''
   if job.attempt then
-    before = string.match(redis.call('HGET', K.job(id), 'e' .. job.attempt) or '', '^[^|]*')
+    before = string.match(job['e' .. job.attempt] or '', '^[^|]*')
   end
   job.worker = worker
   job.attempt = tonumber(job.attempt or 0) + 1
@@ -121,14 +113,29 @@ local function claim_one(queue_key, id)
     fields[#fields + 1] = 'alone'
     fields[#fields + 1] = job.attempt
   end
-  move(id, job, 'running', deadline, fields)
-  if job.attempt > 1 then
-    redis.call('HDEL', K.job(id), 'progress')
-  end
-  add(counts, 'started', job.queue, 1)
-  jobs[#jobs + 1] = {id, job.attempt, job.counted or 0, job.lost or 0, job.task, job.type or 'task', job.queue, job.priority, job.created,
-    deadline, job.head or '', input, before}
+  handing[#handing + 1] = {id = id, job = job, at = deadline, fields = fields, input = input, before = before}
   return 'claimed'
+end
+
+-- Hand out what the last look took; return how many could not be moved: those stay.
+local function hand_out()
+  local failed = 0
+  move_together(handing, 'running')
+  for _, one in ipairs(handing) do
+    local job = one.job
+    if one.failed then
+      failed = failed + 1
+    else
+      if job.attempt > 1 then
+        redis.call('HDEL', K.job(one.id), 'progress')
+      end
+      add(counts, 'started', job.queue, 1)
+      jobs[#jobs + 1] = {one.id, job.attempt, job.counted or 0, job.lost or 0, job.task, job.type or 'task', job.queue, job.priority,
+        job.created, one.at, job.head or '', one.input, one.before}
+    end
+  end
+  handing = {}
+  return failed
 end
 
 -- Look at up to LOOK jobs from rank `from`; return how many were claimed or left, and how many stay skipped.
@@ -152,6 +159,8 @@ local function window(queue_key, from)
         moved = moved + 1
       end
     end
+    local failed = hand_out()
+    moved, stayed = moved - failed, stayed + failed
   end
   skipped = skipped + stayed - others
   return moved, stayed

@@ -5,7 +5,7 @@
 -- Returns: per item [done|repeated|stale, status or ''] or [error, text]
 -- Transitions: running -complete-> completed, running -retry-> retrying, running -fail-> failed, running -release-> queued, running -snooze-> scheduled, running -cancel-> cancelled
 -- Flags: allow-oom
--- Uses: time, job, place_names, place
+-- Uses: time, job, place_names, place, together
 local items = cmsgpack.unpack(ARGV[1])
 local retention = {ms = tonumber(ARGV[2]), failed_ms = tonumber(ARGV[3])}
 
@@ -13,8 +13,30 @@ local retention = {ms = tonumber(ARGV[2]), failed_ms = tonumber(ARGV[3])}
 -- know of `expires`, which the claim has already taken off its index.
 local COMPLETE = {'status', 'queue', 'attempt', 'nonce', 'worker', 'retention', 'watch', 'settled', 'unique'}
 
+-- Completions that are written together, after all items were read.
+local completions, completing = {}, {}
+
+local function complete_together()
+  if #completions == 0 then
+    return
+  end
+  move_together(completions, 'completed')
+  for _, one in ipairs(completions) do
+    if one.failed then
+      one.answer[1], one.answer[2] = 'error', text_of(one.failed)
+    else
+      add(counts, 'completed', one.job.queue, 1)
+    end
+  end
+  completions, completing = {}, {}
+end
+
 local function settle_one(item)
   local id, attempt, nonce, verb, value, delay_ms = item[1], item[2], item[3], item[4], item[5], item[6]
+  if completing[id] then
+    -- The same job again: it must be seen as the first of them leaves it.
+    complete_together()
+  end
   local job = load(id, verb == 'complete' and COMPLETE or CORE)
   local mark = attempt .. ' ' .. verb
   if not job.status or tonumber(job.attempt or 0) ~= attempt or job.nonce ~= nonce then
@@ -30,6 +52,15 @@ local function settle_one(item)
   local fields = {'settled', mark}
   if verb == 'complete' then
     put_value(fields, 'result', K.result(id), value)
+    if is_plain(job) and not (item[9] and item[9] ~= '') then
+      fields[#fields + 1] = 'finished'
+      fields[#fields + 1] = now
+      local answer = {'done', 'completed'}
+      completions[#completions + 1] = {
+        id = id, job = job, at = now, fields = fields, keep_ms = kept_ms(job, 'completed', retention), answer = answer}
+      completing[id] = true
+      return answer
+    end
     finish(id, job, 'completed', fields, retention)
   elseif verb == 'fail' then
     record(id, job, fields, item[8], value)
@@ -68,5 +99,6 @@ local answers = {}
 for index = 1, #items do
   answers[index] = guarded(settle_one, items[index])
 end
+complete_together()
 flush()
 return answers

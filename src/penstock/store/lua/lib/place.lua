@@ -23,26 +23,44 @@ local function final_key(job, status)
   return K.final(status, job.queue)
 end
 
--- Take a job out of the place that belongs to `status`.
-local function leave(id, job, status)
+-- Name the indexes of the place that belongs to `status`; a job that is there stands in each of them.
+local function indexes_of(job, status)
   local place = PLACES[status]
   if place == 'queue' then
-    redis.call('ZREM', K.queue(job.queue, job.priority), id)
+    return K.queue(job.queue, job.priority)
+  elseif place == 'delayed' then
+    return K.delayed
+  elseif place == 'running' then
+    return K.running, K.held(job.worker)
+  elseif place == 'final' then
+    return final_key(job, status), K.expire
+  end
+end
+
+-- Count a job in or out of the place that belongs to `status`.
+local function tally(job, status, amount)
+  local place = PLACES[status]
+  if place == 'queue' then
     touch(job)
   elseif place == 'delayed' then
-    redis.call('ZREM', K.delayed, id)
-    add(gauges, 'delayed', job.queue, -1)
+    add(gauges, 'delayed', job.queue, amount)
   elseif place == 'running' then
-    redis.call('ZREM', K.running, id)
-    redis.call('ZREM', K.held(job.worker), id)
-    add(gauges, 'running', job.queue, -1)
-  elseif place == 'final' then
-    redis.call('ZREM', final_key(job, status), id)
-    redis.call('ZREM', K.expire, id)
-    if status ~= 'failed' then
-      add(gauges, 'finished', '', -1)
-    end
+    add(gauges, 'running', job.queue, amount)
+  elseif place == 'final' and status ~= 'failed' then
+    add(gauges, 'finished', '', amount)
   end
+end
+
+-- Take a job out of the place that belongs to `status`.
+local function leave(id, job, status)
+  local first, second = indexes_of(job, status)
+  if first then
+    redis.call('ZREM', first, id)
+  end
+  if second then
+    redis.call('ZREM', second, id)
+  end
+  tally(job, status, -1)
 end
 
 -- Tell the processes that wait for this job: all at its end, at any other change those with a plus. One is told once; it asks
@@ -74,25 +92,16 @@ local function enter(id, job, status, at, keep_ms)
   if not job.queue then
     error('the job is damaged: it has no queue')
   end
-  if place == 'queue' then
-    redis.call('ZADD', K.queue(job.queue, job.priority), at, id)
-    touch(job)
-  elseif place == 'delayed' then
-    redis.call('ZADD', K.delayed, at, id)
-    add(gauges, 'delayed', job.queue, 1)
-    if not earliest_entered or at < earliest_entered then
-      earliest_entered = at
-    end
-  elseif place == 'running' then
-    redis.call('ZADD', K.running, at, id)
-    redis.call('ZADD', K.held(job.worker), now, id)
-    add(gauges, 'running', job.queue, 1)
-  elseif place == 'final' then
-    redis.call('ZADD', final_key(job, status), at, id)
-    redis.call('ZADD', K.expire, at + keep_ms, id)
-    if status ~= 'failed' then
-      add(gauges, 'finished', '', 1)
-    end
+  local first, second = indexes_of(job, status)
+  if first then
+    redis.call('ZADD', first, at, id)
+  end
+  if second then
+    redis.call('ZADD', second, place == 'final' and at + keep_ms or now, id)
+  end
+  tally(job, status, 1)
+  if place == 'delayed' and (not earliest_entered or at < earliest_entered) then
+    earliest_entered = at
   end
   if job.watch then
     notify(id, job.watch, place == 'final')
@@ -168,15 +177,16 @@ local function move(id, job, status, at, fields, keep_ms)
   end
 end
 
--- Final jobs are kept for the job's own retention, else the state's; 0 keeps a tombstone of 60 s.
-local function finish(id, job, status, fields, retention)
+-- Return how long a final job is kept: for its own retention, else the state's; 0 keeps a tombstone of 60 s.
+local function kept_ms(job, status, retention)
   local keep_ms = tonumber(job.retention) or (status == 'failed' and retention.failed_ms or retention.ms)
-  if keep_ms == 0 then
-    keep_ms = 60000
-  end
+  return keep_ms == 0 and 60000 or keep_ms
+end
+
+local function finish(id, job, status, fields, retention)
   fields[#fields + 1] = 'finished'
   fields[#fields + 1] = now
-  move(id, job, status, now, fields, keep_ms)
+  move(id, job, status, now, fields, kept_ms(job, status, retention))
   add(counts, status, job.queue, 1)
 end
 
@@ -267,11 +277,15 @@ local function sweep(index_key, limit, one)
   end
 end
 
+local function text_of(failure)
+  return type(failure) == 'table' and (failure.err or 'error') or tostring(failure)
+end
+
 -- Run `one` for an item; an error becomes the item's answer and does not stop the rest.
 local function guarded(one, ...)
   local ok, answer = pcall(one, ...)
   if ok then
     return answer
   end
-  return {'error', type(answer) == 'table' and (answer.err or 'error') or tostring(answer)}
+  return {'error', text_of(answer)}
 end

@@ -1,0 +1,97 @@
+"""Jobs that one call moves: each as if it were alone, whatever its neighbours are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from penstock.core.job import Settle, SettleCode, Settled, Verb
+from penstock.core.limits import Limits
+from penstock.core.states import Priority, State
+from tests.conformance import test_wait
+from tests.conformance.subject import OTHER_WORKER, WORKER, Subject, redis_subject
+from tests.conformance.test_damaged import Damage
+
+
+async def test_many_kinds_are_claimed_and_completed_in_one_call(subject: Subject) -> None:
+    """The audit at the end compares every index and count with the jobs."""
+    ids = []
+    for queue in ("default", "mail"):
+        for priority in (Priority.HIGH, Priority.NORMAL):
+            ids += await subject.submit_many(5, queue=queue, priority=priority)
+            ids += await subject.submit_many(2, queue=queue, priority=priority, expires_in_ms=60_000)
+    claimed = await subject.claim(20, queues=("default", "mail"))
+    others = await subject.claim(20, queues=("default", "mail"), worker=OTHER_WORKER)
+    jobs = [*claimed.jobs, *others.jobs]
+    assert (len(claimed.jobs), len(others.jobs)) == (20, 8)
+    assert {job.token.job_id for job in jobs} == set(ids)
+    assert await subject.count("started") + await subject.count("started", "mail") == 28
+    assert {await subject.state(job_id) for job_id in ids} == {State.RUNNING}
+    answers = await subject.store.settle(
+        [Settle(token=job.token, verb=Verb.COMPLETE, value=str(number).encode()) for number, job in enumerate(jobs)]
+    )
+    assert answers == [Settled(code=SettleCode.DONE, state=State.COMPLETED)] * 28
+    for number, job in enumerate(jobs):
+        record = await subject.get(job.token.job_id)
+        assert (record.state, record.result) == (State.COMPLETED, str(number).encode())
+    assert await subject.count("completed") + await subject.count("completed", "mail") == 28
+    assert await subject.store.release_worker(WORKER) == 0
+    assert await subject.store.release_worker(OTHER_WORKER) == 0
+
+
+async def test_the_same_completion_twice_in_one_call(subject: Subject) -> None:
+    await subject.submit_many(3)
+    first, second, third = [
+        Settle(token=job.token, verb=Verb.COMPLETE, value=b"1") for job in (await subject.claim(3)).jobs
+    ]
+    failed = Settle(token=second.token, verb=Verb.FAIL)
+    answers = await subject.store.settle([first, second, first, failed, third])
+    assert [answer.code for answer in answers if isinstance(answer, Settled)] == [
+        SettleCode.DONE,
+        SettleCode.DONE,
+        SettleCode.REPEATED,
+        SettleCode.STALE,
+        SettleCode.DONE,
+    ]
+    assert await subject.count("completed") == 3
+
+
+async def test_who_waits_for_one_of_many_is_told(subject: Subject) -> None:
+    await subject.submit_many(6)
+    jobs = (await subject.claim(6)).jobs
+    waiting = await test_wait.TestFinal().waiting(subject, jobs[3].token)
+    await subject.store.settle([Settle(token=job.token, verb=Verb.COMPLETE, value=b"1") for job in jobs])
+    assert await test_wait.woken(waiting) is State.COMPLETED
+
+
+class TestDamagedIndex:
+    @pytest.fixture
+    async def subject(self, valkey_url: str, namespace: str) -> AsyncIterator[Subject]:
+        """Return a store on Redis that is not audited at the end."""
+        async with redis_subject(valkey_url, namespace, 1, Limits()) as one:
+            yield one
+
+    async def test_completions_of_another_queue_are_written_redis(self, subject: Subject) -> None:
+        for queue in ("default", "mail"):
+            await subject.submit_many(3, queue=queue)
+        jobs = (await subject.claim(6, queues=("default", "mail"))).jobs
+        damage = Damage(subject)
+        await damage.connection.command("SET", damage.keys.key("final", "completed", "mail"), "not a sorted set")
+        answers = await subject.store.settle([Settle(token=job.token, verb=Verb.COMPLETE, value=b"1") for job in jobs])
+        for job, answer in zip(jobs, answers, strict=True):
+            is_mail = job.queue == "mail"
+            assert isinstance(answer, Exception) is is_mail
+            assert await subject.state(job.token.job_id) is (State.RUNNING if is_mail else State.COMPLETED)
+            assert await damage.holds(job.token.job_id, "running") is is_mail
+            assert await damage.holds(job.token.job_id, "held", WORKER) is is_mail
+        assert (await subject.count("completed"), await subject.count("completed", "mail")) == (3, 0)
+
+    async def test_what_cannot_be_moved_is_not_handed_out_redis(self, subject: Subject) -> None:
+        ids = await subject.submit_many(3)
+        damage = Damage(subject)
+        await damage.connection.command("SET", damage.keys.key("running"), "not a sorted set")
+        assert (await subject.claim(5)).jobs == ()
+        await damage.connection.command("DEL", damage.keys.key("running"))
+        assert {await subject.state(job_id) for job_id in ids} == {State.QUEUED}
+        assert [job.token.job_id for job in (await subject.claim(5)).jobs] == ids
