@@ -170,3 +170,11 @@ async def test_a_tally_that_cannot_be_read_spoils_one_item_redis(subject: Subjec
     assert isinstance(answers[0], Exception)
     assert answers[1] is OutputCode.DONE
     assert await damage.connection.command("EXISTS", damage.keys.key("log", bad.job_id)) == 0
+
+
+async def test_a_job_without_priority_keeps_no_neighbour_from_being_claimed_redis(subject: Subject) -> None:
+    ids = await subject.submit_many(3)
+    damage = Damage(subject)
+    await damage.connection.command("HDEL", damage.keys.key("job", ids[0]), "priority")
+    assert [job.token.job_id for job in (await subject.claim(5)).jobs] == ids[1:]
+    assert await damage.holds(ids[0], "queue", "default", "normal")

@@ -59,14 +59,25 @@ local function small_input(id, job)
   return redis.call('GET', K.input(id))
 end
 
+-- What a claim needs of a job that was tried before: its errors are as long as they may be.
+local TRIED = {'status', 'queue', 'priority', 'attempt', 'counted', 'lost', 'task', 'type', 'created', 'head', 'input', 'expires', 'watch',
+  'unique', 'no_handler', 'redriven', 'retention'}
+
+local function load_waiting(id)
+  if redis.call('HEXISTS', K.job(id), 'attempt') == 1 then
+    return load(id, TRIED)
+  end
+  return load_all(id)
+end
+
 -- Jobs that are taken and not yet moved.
 local handing = {}
 
 -- Return 'claimed', 'skipped' (still in its place), 'apart' (the same) or 'gone' (left its place).
 local function claim_one(queue_key, id)
-  local job = load_all(id)
-  if job.status and not (job.task and job.created) then
-    error('the job is damaged: it has no task or no creation time')
+  local job = load_waiting(id)
+  if job.status and not (job.task and job.created and job.priority) then
+    error('the job is damaged: it has no task, creation time or priority')
   end
   if job.status ~= 'queued' then
     -- No such job, or one that is elsewhere: the hash is the truth, so only this stray entry goes.
@@ -104,7 +115,7 @@ local function claim_one(queue_key, id)
   -- Read before the first write: a damaged input must not make a job run that nobody was handed.
   local input, before = small_input(id, job), ''
   if job.attempt then
-    before = string.match(job['e' .. job.attempt] or '', '^[^|]*')
+    before = string.match(redis.call('HGET', K.job(id), 'e' .. job.attempt) or '', '^[^|]*')
   end
   job.worker = worker
   job.attempt = tonumber(job.attempt or 0) + 1
