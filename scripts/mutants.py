@@ -147,6 +147,12 @@ MUTANTS = [
         ("types claimed as tasks", "job.type and '@' .. job.type or job.task", "job.task"),
         ("tasks of live workers deferred", "    if known_elsewhere(name) then\n", "    if false then\n"),
         ("a worker lives a ms longer", "tonumber(seen) > now - TASK_LIVE_MS", "tonumber(seen) >= now - TASK_LIVE_MS"),
+        ("a job without priority stops the others", " and job.priority) then", ") then"),
+        (
+            "errors of earlier attempts are read",
+            "  if redis.call('HEXISTS', K.job(id), 'attempt') == 1 then\n",
+            "  if false then\n",
+        ),
         ("unknown tasks never fail", ">= bounds[3] then", ">= math.huge then"),
         ("unknown tasks fail a ms later", ">= bounds[3] then", "> bounds[3] then"),
         (
@@ -390,11 +396,14 @@ MUTANTS = [
         "reserve",
         ("nothing is kept", "  remember(digest, now + keep_ms, fingerprint, id, '')\n"),
         ("who repeats takes the key", "  if record then\n", "  if false then\n"),
+        ("not noted who else came", "answer[1] == 'reserved' and record.id ~= id", "false"),
+        ("a repeat counts as somebody else", " and record.id ~= id", ""),
     ),
     *_of(
         "confirm",
         ("others' keys are touched", "record.id == id and ", ""),
-        ("refused submits keep the key", "      redis.call('DEL', K.idem(digest))\n"),
+        ("refused submits keep the key", "        redis.call('DEL', K.idem(digest))\n"),
+        ("others' reservations are forgotten", "if not record.shared then", "if true then"),
     ),
     *_of(
         "prune",

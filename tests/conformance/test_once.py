@@ -172,3 +172,40 @@ async def test_keys_go_from_memory(make_subject: MakeSubject) -> None:
         await subject.advance(1_000)
         await subject.store.prune(0)
         assert subject.store._parts[0].once == {}  # type: ignore[attr-defined]
+
+
+async def test_a_refusal_forgets_no_key_that_another_came_with_meanwhile(make_subject: MakeSubject) -> None:
+    subject = await make_subject(2)
+    if not isinstance(subject.store, RedisStore):
+        pytest.skip("in memory nothing can stop in between")
+    script = subject.store.connection.script
+    first, second = subject.new(home=0), subject.new(home=0)
+    await script("reserve", 1, pack([[KEY, "aa", KEEP_MS, first.id]]))
+    assert await script("reserve", 1, pack([[KEY, "aa", KEEP_MS, second.id]])) == [[b"reserved", first.id.encode()]]
+    # The first was refused; the second is told the same id, and finds room.
+    await script("confirm", 1, pack([[KEY, first.id, "", 0, "", "", first.id, 0]]))
+    await subject.store.submit([first])
+    (third,) = await subject.store.submit([subject.new(home=0, idempotency=once())])
+    assert isinstance(third, Submitted)
+    assert (third.id, third.replayed) == (first.id, True)
+    assert await subject.count("submitted") == 1
+    await subject.store.cancel([first.id])
+    await subject.store.delete([first.id])
+    (fourth,) = await subject.store.submit([subject.new(home=0, idempotency=once())])
+    assert isinstance(fourth, Submitted)
+    assert (fourth.id, fourth.replayed) == (first.id, True)
+
+
+async def test_a_key_reserved_twice_by_the_same_submit_is_free_after_its_refusal(make_subject: MakeSubject) -> None:
+    subject = await make_subject(2)
+    if not isinstance(subject.store, RedisStore):
+        pytest.skip("in memory nothing can stop in between")
+    script = subject.store.connection.script
+    refused = subject.new(home=0)
+    for _ in range(2):
+        await script("reserve", 1, pack([[KEY, "aa", KEEP_MS, refused.id]]))
+    await script("confirm", 1, pack([[KEY, refused.id, "", 0, "", "", refused.id, 0]]))
+    job = subject.new(home=0, idempotency=once("bb"))
+    (answer,) = await subject.store.submit([job])
+    assert isinstance(answer, Submitted)
+    assert (answer.id, answer.created) == (job.id, True)

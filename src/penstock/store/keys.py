@@ -66,8 +66,8 @@ KINDS: dict[str, KeyKind] = {
     "idem": KeyKind(
         "idem:{}",
         "string",
-        "<until (Unix ms)>|<fingerprint>|<job id>|<first answer, empty while only reserved>, by an idempotency key's "
-        "digest; expires",
+        "<until (Unix ms)>|<fingerprint>|<job id>|<first answer, empty while only reserved, + when for several "
+        "submits>, by an idempotency key's digest; expires",
     ),
     "unique": KeyKind(
         "unique:{}",

@@ -12,7 +12,11 @@ local function reserve_one(item)
   local digest, fingerprint, keep_ms, id = item[1], item[2], item[3], item[4]
   local record = recall(digest)
   if record then
-    return replay(record, fingerprint)
+    local answer = replay(record, fingerprint)
+    if answer[1] == 'reserved' and record.id ~= id and not record.shared then
+      remember(digest, record.keep_until, fingerprint, record.id, SHARED)
+    end
+    return answer
   end
   remember(digest, now + keep_ms, fingerprint, id, '')
   return {'reserved', id}

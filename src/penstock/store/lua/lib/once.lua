@@ -1,6 +1,7 @@
 -- Remember the answers to idempotency keys. A record is `until|fingerprint|id|answer`; the answer is
 -- `status|created|due|expires`, with `|existing` where it tells of the holder of a unique key, or empty while the key is only
--- reserved for a job that lives in another partition.
+-- reserved for a job that lives in another partition, a plus once a second submit was told of that reservation.
+local SHARED = '+'
 
 -- Return what stands under a key: nil when nothing does, or no longer.
 local function recall(digest)
@@ -12,7 +13,8 @@ local function recall(digest)
   if not keep_until or tonumber(keep_until) <= now then
     return nil
   end
-  return {keep_until = tonumber(keep_until), fingerprint = fingerprint, id = id, answer = answer}
+  local shared = answer == SHARED
+  return {keep_until = tonumber(keep_until), fingerprint = fingerprint, id = id, answer = shared and '' or answer, shared = shared}
 end
 
 -- The script's clock decides; the server's own expiry only frees the memory.
