@@ -24,6 +24,7 @@ PAGES = [
     "docs/tutorial/first-steps.md",
     "docs/how-to/monitor.md",
     "docs/how-to/retries.md",
+    "docs/how-to/schedules.md",
     "docs/how-to/submit-many.md",
 ]
 #: What the fixture has done already.
