@@ -609,7 +609,7 @@ MUTANTS = [
     ),
     *_of(
         "lib/schedule",
-        ("nobody is told", "    redis.call('RPUSH', K.due, '1')\n"),
+        ("nobody is told", "    push_signal(K.due, '1')\n"),
         ("not in the index", "  redis.call('ZADD', K.schedule_due, at, name)\n"),
     ),
     *_of(

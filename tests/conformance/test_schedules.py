@@ -27,6 +27,7 @@ from penstock.core.schedule import (
 )
 from penstock.core.states import Priority, State
 from penstock.store.redis.store import RedisStore
+from tests.conformance import test_wait
 from tests.conformance.conftest import MakeSubject
 from tests.conformance.schedules import MINUTE_MS, found, plans, put, schedule, tick_all
 from tests.conformance.subject import START_MS, WORKER, Subject
@@ -297,6 +298,14 @@ class TestWake:
         await put(subject.store, "later", Timing(every_ms=2_000))
         await put(subject.store, "soon", Timing(every_ms=1_999))
         assert await subject.store.wait_work(WORKER, ["default"], timeout_ms=30_000) == frozenset({"due"})
+
+    @pytest.mark.every_server
+    async def test_who_waits_already_is_woken_too(self, subject: Subject) -> None:
+        # On a cluster this subscribes, so that the next wait only has to look.
+        assert await subject.store.wait_work(WORKER, ["default"], timeout_ms=30) == frozenset()
+        task = await test_wait.waiting(subject, "default")
+        await put(subject.store, "soon", Timing(every_ms=1_999))
+        assert await task == frozenset({"due"})
 
     async def test_a_resumed_one_too(self, subject: Subject) -> None:
         await put(subject.store)

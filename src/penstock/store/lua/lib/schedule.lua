@@ -5,6 +5,6 @@ local DUE_SOON_MS = 2000
 local function tick_next(name, at)
   redis.call('ZADD', K.schedule_due, at, name)
   if tonumber(at) < now + DUE_SOON_MS and redis.call('LLEN', K.due) == 0 then
-    redis.call('RPUSH', K.due, '1')
+    push_signal(K.due, '1')
   end
 end
