@@ -82,6 +82,7 @@ MUTANTS = [
     *_of(
         "submit",
         ("a bad item removes what stood there", " and begun == item[1] then", " then"),
+        ("a bad item removes what the one before made", "  begun = nil\n"),
         ("keys not remembered", "    remember(digest, now + item[15], item[14], answer[2], in_short(answer))\n"),
         ("conflicts use up the idempotency key", " and answer[1] ~= 'held' then", " then"),
         ("the wrong job is remembered", "item[14], answer[2], in_short", "item[14], item[1], in_short"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from penstock.core.ids import JobId
-from penstock.core.job import NewJob, Pruned, Reaped, Settle, SettleCode, Settled, Submitted, Verb
+from penstock.core.job import Idempotency, NewJob, Pruned, Reaped, Settle, SettleCode, Settled, Submitted, Verb
 from penstock.core.limits import Limits
 from penstock.core.output import NewEntry, Output, OutputCode, OutputKind
 from penstock.core.states import State
@@ -178,3 +179,13 @@ async def test_a_job_without_priority_keeps_no_neighbour_from_being_claimed_redi
     await damage.connection.command("HDEL", damage.keys.key("job", ids[0]), "priority")
     assert [job.token.job_id for job in (await subject.claim(5)).jobs] == ids[1:]
     assert await damage.holds(ids[0], "queue", "default", "normal")
+
+
+async def test_a_bad_item_takes_back_no_job_that_one_before_it_made_redis(subject: Subject) -> None:
+    damage, job = Damage(subject), subject.new()
+    once = Idempotency(key="0" * 32, fingerprint="aa", keep_ms=60_000)
+    await damage.connection.command("RPUSH", damage.keys.key("idem", once.key), "not a record")
+    answers = await subject.store.submit([job, msgspec.structs.replace(job, idempotency=once)])
+    assert isinstance(answers[0], Submitted)
+    assert isinstance(answers[1], Exception)
+    assert (await subject.claim_one()).token.job_id == job.id

@@ -32,6 +32,7 @@ end
 local answers = {}
 for index = 1, #items do
   local item = items[index]
+  begun = nil
   answers[index] = guarded(submit_once, item)
   if answers[index][1] == 'error' and begun == item[1] then
     take_back(item[1], item[4], item[5])
