@@ -438,6 +438,7 @@ MUTANTS = [
         "lib/watch",
         ("not written", "  redis.call('HSET', K.job(id), 'watch', name .. others)\n"),
         ("others forgotten", "'watch', name .. others)", "'watch', name)"),
+        ("the newest gives way", "' %S+$'", "'^ %S+'"),
     ),
     *_of(
         "follow",

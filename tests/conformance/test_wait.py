@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -12,6 +13,7 @@ from penstock.core.ids import Token
 from penstock.core.job import JobFilter, Verb
 from penstock.core.limits import Limits
 from penstock.core.states import State
+from penstock.store.redis.store import RedisStore
 from tests.conformance.conftest import MakeSubject
 from tests.conformance.subject import OTHER_WORKER, WORKER, Subject
 
@@ -274,6 +276,19 @@ class TestFinal:
         task = await self.waiting(subject, Token(job_id, 0, ""))
         await subject.store.cancel([job_id])
         assert await woken(task) is State.CANCELLED
+
+    async def test_who_came_first_gives_way_where_many_wait(self, subject: Subject) -> None:
+        if not isinstance(subject.store, RedisStore):
+            pytest.skip("in memory there is one process")
+        token = await subject.running()
+        watch = functools.partial(subject.store.connection.script, "watch", 0, token.job_id)
+        for number in range(15):
+            await watch(f"dead-{number}")
+        task = await self.waiting(subject, token)
+        for number in range(15, 20):
+            await watch(f"dead-{number}")
+        await subject.settle(token, Verb.COMPLETE, value=b"1")
+        assert await woken(task) is State.COMPLETED
 
     async def waiting(self, subject: Subject, token: Token) -> asyncio.Task[State | None]:
         task = asyncio.create_task(subject.store.wait_final(token.job_id, timeout_ms=LONG_MS))

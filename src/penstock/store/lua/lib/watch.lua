@@ -8,7 +8,7 @@ local function register(id, watch, name)
     end
   end
   if count >= 16 then
-    others = string.gsub(others, '^ %S+', '')
+    others = string.gsub(others, ' %S+$', '')
   end
   redis.call('HSET', K.job(id), 'watch', name .. others)
 end
