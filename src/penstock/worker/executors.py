@@ -92,9 +92,11 @@ class LoopExecutor:
 
     def __init__(self, handlers: Handlers) -> None:
         self._handlers = handlers
+        # Asking for the running loop costs a system call each time.
+        self._loop = asyncio.get_running_loop()
 
     async def run(self, job: ActiveJob, text: bytes) -> Outcome | None:
-        me = asyncio.current_task()
+        me = asyncio.current_task(self._loop)
         assert me is not None
         limits = self._handlers.limits
         clock = _LoopClock(job, me) if job.policy.timeout_ms is not None else None

@@ -42,6 +42,8 @@ class Runner:
         self._outage = Outage("input")
         self._log: Any = structlog.get_logger("penstock.worker")
         self._tasks: set[asyncio.Task[None]] = set()
+        # Asking for the running loop costs a system call each time.
+        self._loop = asyncio.get_running_loop()
         #: Handlers that go on after their attempt has ended.
         self._stuck: set[asyncio.Task[None]] = set()
 
@@ -49,7 +51,7 @@ class Runner:
         """Run a claimed job in a task of its own."""
         self._held.add(job)
         job.detach = self._detach
-        running = asyncio.get_running_loop().create_task(self._run(job))
+        running = self._loop.create_task(self._run(job))
         self._tasks.add(running)
         running.add_done_callback(self._tasks.discard)
 
@@ -71,7 +73,7 @@ class Runner:
                 release()
 
         handler.add_done_callback(returned)
-        ending = asyncio.get_running_loop().create_task(self._end_apart(job, _after_cancel(job, outcome)))
+        ending = self._loop.create_task(self._end_apart(job, _after_cancel(job, outcome)))
         self._tasks.add(ending)
         ending.add_done_callback(self._tasks.discard)
 

@@ -32,6 +32,8 @@ class Settler:
         self._waiting: deque[tuple[Settle, asyncio.Future[Settled | None]]] = deque()
         self._writer: asyncio.Task[None] | None = None
         self._unsettled = 0
+        # Asking for the running loop costs a system call each time.
+        self._loop = asyncio.get_running_loop()
         self._outage = Outage("settle")
         self._log: Any = structlog.get_logger("penstock.worker")
 
@@ -53,12 +55,12 @@ class Settler:
             )
             item, size = Settle(token=item.token, verb=Verb.RELEASE), 0
         self._bytes += size
-        future: asyncio.Future[Settled | None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Settled | None] = self._loop.create_future()
         self._waiting.append((item, future))
         self._unsettled += 1
         if self._writer is None:
             # The task starts after the callbacks already due, so jobs that end in the same moment share a call.
-            self._writer = asyncio.create_task(self._write_all(), name="penstock-settle")
+            self._writer = self._loop.create_task(self._write_all(), name="penstock-settle")
         try:
             return await future
         finally:
