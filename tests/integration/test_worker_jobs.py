@@ -225,6 +225,18 @@ async def test_progress_is_written_while_the_job_runs(store: Store) -> None:
         await finished(store, job_id)
 
 
+async def test_what_a_handler_reports_last_is_kept(store: Store) -> None:
+    async with working(store):
+        (job_id,) = await submit(store, new_job("report_to_the_end"))
+        async with asyncio.timeout(30):
+            # From now on the worker would wait half a second before it writes again; the job ends before.
+            while (record := await store.get(job_id)) is None or record.progress is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        BOARD.go_on.set()
+        record = await finished(store, job_id)
+    assert (record.state, record.progress) == (State.COMPLETED, b'{"percent":100}')
+
+
 async def test_a_lifespan_is_entered_once_and_left_at_the_end(store: Store) -> None:
     async with working(store, modules=[TASKS]):
         assert BOARD.lifespan == ["entered"]

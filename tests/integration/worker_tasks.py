@@ -192,6 +192,13 @@ async def report(ctx: Context) -> None:
 
 
 @task
+def report_to_the_end(ctx: Context) -> None:
+    ctx.progress({"percent": 50})
+    assert BOARD.go_on.wait(30)
+    ctx.progress({"percent": 100})
+
+
+@task
 async def block_loop(seconds: float) -> str:
     time.sleep(seconds)  # noqa: ASYNC251 - the fault that the test is about
     return "woke"

@@ -42,6 +42,7 @@ class ActiveJob:
     __slots__ = (
         "_on_progress",
         "_progress",
+        "_unwritten",
         "cause",
         "claimed",
         "detach",
@@ -88,6 +89,8 @@ class ActiveJob:
         #: Where a handler that takes a context logs and streams to.
         self.output: AttemptOutput | None = None
         self._progress: bytes | None = None
+        #: The newest progress until the store is known to have it.
+        self._unwritten: bytes | None = None
         self._on_progress = on_progress
 
     def stop(self, cause: StopCause) -> None:
@@ -104,6 +107,7 @@ class ActiveJob:
 
     def report(self, progress: bytes) -> None:
         """Keep the newest progress until it is written, which the first one sets going."""
+        self._unwritten = progress
         waiting, self._progress = self._progress, progress
         if waiting is None:
             self._on_progress()
@@ -117,6 +121,16 @@ class ActiveJob:
         """Keep progress whose writing failed, unless newer came."""
         if self._progress is None:
             self._progress = progress
+
+    def confirm(self, progress: bytes | None) -> None:
+        """Note that the store has this progress."""
+        if self._unwritten is progress:
+            self._unwritten = None
+
+    @property
+    def unwritten(self) -> bytes | None:
+        """Return the newest progress where the store may not have it, also while it is being written."""
+        return self._unwritten
 
     @property
     def has_progress(self) -> bool:

@@ -184,7 +184,8 @@ class LeaseKeeper:
             for job, item in zip(jobs, items, strict=True):
                 job.put_back(item.progress)
             raise
-        for job, answer in zip(jobs, answers, strict=True):
+        for job, item, answer in zip(jobs, items, answers, strict=True):
+            job.confirm(item.progress)
             self._heed(job, answer)
 
     def _heed(self, job: ActiveJob, answer: Extended) -> None:

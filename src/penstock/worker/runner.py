@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Mapping
@@ -13,7 +14,8 @@ import structlog
 
 from penstock.core import events
 from penstock.core.errors import StoreError
-from penstock.core.job import JobError, Settle, SettleCode, Verb
+from penstock.core.ids import Token, WorkerName
+from penstock.core.job import Extension, JobError, Settle, SettleCode, Verb
 from penstock.core.outcome import Cancelled, FailedAttempt, Outcome, Released
 from penstock.handlers.registry import Executor
 from penstock.store.protocol import Store
@@ -32,8 +34,18 @@ class Runner:
     """Take each job from its claim to its settle; never raises, whatever the handler does."""
 
     def __init__(
-        self, store: Store, held: Held, settler: Settler, executors: Mapping[Executor, JobExecutor], *, ahead: int
+        self,
+        store: Store,
+        held: Held,
+        settler: Settler,
+        executors: Mapping[Executor, JobExecutor],
+        *,
+        worker: WorkerName,
+        lease_ms: int,
+        ahead: int,
     ) -> None:
+        self._worker = worker
+        self._lease_ms = lease_ms
         self._ahead = ahead
         self._store = store
         self._held = held
@@ -117,6 +129,8 @@ class Runner:
         self._release_early(job)
         if job.output is not None:
             await job.output.close()
+        if (progress := job.unwritten) is not None:
+            await self._write_progress(job.claimed.token, progress)
         settled = await self._settler.settle(settle)
         if settled is None:
             return
@@ -124,6 +138,11 @@ class Runner:
             self._tell_stale(job)
         elif settle.verb is not Verb.COMPLETE:
             self._tell(job, settle)
+
+    async def _write_progress(self, token: Token, progress: bytes) -> None:
+        """Write what a handler reported last, which may be a moment ago; only the end itself is worth repeating."""
+        with contextlib.suppress(StoreError):
+            await self._store.extend(self._worker, [Extension(token=token, progress=progress)], lease_ms=self._lease_ms)
 
     def _release_early(self, job: ActiveJob) -> None:
         """Free the slot of a short job before its end is written, so that claims and settles overlap.

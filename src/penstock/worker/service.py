@@ -222,6 +222,8 @@ class Worker:
             self._held,
             self._settler,
             executors,
+            worker=self.name,
+            lease_ms=options.lease_ms,
             ahead=0 if self._alone else min(SCRIPT_ITEMS, self._slots.size),
         )
         self._fetcher = Fetcher(
