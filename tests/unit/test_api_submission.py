@@ -260,6 +260,22 @@ def test_wrong_unique_keys_name_every_member(fields: dict[str, Any], expected: s
     assert set(wrong_fields(**fields)) == expected
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"priority": "urgent"}, "critical, high, normal, low"),
+        ({"unique": {"key": "k", "until": "now"}}, "started, finished"),
+        ({"unique": {"key": "k", "on_conflict": "wait"}}, "reject, return_existing, replace"),
+        ({"unique": {"key": "k", "for": "400d"}}, "at most 31622400 s"),
+        ({"timeout": "40d"}, "at most 2592000 s"),
+    ],
+)
+def test_what_would_be_right_is_said(body: dict[str, Any], words: str) -> None:
+    with pytest.raises(ApiError) as raised:
+        job(**body)
+    assert words in raised.value.errors[0].detail
+
+
 def test_wrong_members_of_a_backoff_are_all_named() -> None:
     assert set(wrong_fields(backoff={"base": [], "jitter": 1, "most": 3})) == {
         ("backoff.base", "wrong_type"),

@@ -115,11 +115,33 @@ FAILED = job("failed", attempt=3, reason="exhausted", error={"type": "OSError", 
 def test_submit_builds_the_request_from_its_flags(server: FakeServer, command: Command) -> None:
     server.answer("POST", "/submit", job("queued"), 202)
     flags = ["--type", "ai", "--queue", "q", "--priority", "high", "--delay", "5s", "--max-attempts", "2"]
-    flags += ["--timeout", "9s", "--tag", "a", "--tag", "b", "--expires-in", "1h"]
+    flags += [
+        "--timeout",
+        "9s",
+        "--tag",
+        "a",
+        "--tag",
+        "b",
+        "--expires-in",
+        "1h",
+        "--backoff",
+        "5",
+        "--retention",
+        "7d",
+    ]
     assert command("submit", "summarize", '{"text": "x"}', *flags) == (0, f"{JOB_ID} queued\n", "")
     body: dict[str, Any] = {"task": "summarize", "input": {"text": "x"}, "type": "ai", "queue": "q", "priority": "high"}
     body |= {"delay": "5s", "max_attempts": 2, "timeout": "9s", "tags": ["a", "b"], "expires_in": "1h"}
+    body |= {"backoff": "5", "retention": "7d"}
     assert server.seen == [("POST", "/submit", body)]
+
+
+def test_submit_as_json_shows_what_the_server_said(server: FakeServer, command: Command) -> None:
+    answer = job("scheduled", created_at="2030-01-31T12:00:00.500Z", run_at="2030-01-31T13:00:00.500Z", expires_at=None)
+    server.answer("POST", "/submit", answer, 202)
+    code, out, _ = command("submit", "echo", "1", "--delay", "1h", "--json")
+    del answer["task"]
+    assert (code, json.loads(out)) == (0, answer | {"replayed": False, "existing": False})
 
 
 def test_input_comes_from_files_stdin_or_text(

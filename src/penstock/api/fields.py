@@ -63,9 +63,9 @@ class Checker:
                 self.wrong(field, "out_of_range", str(error))
             return None
         if duration_ms < low_ms:
-            self.wrong(field, "out_of_range", f"must be at least {low_ms / 1_000:g} s")
+            self.wrong(field, "out_of_range", f"must be at least {low_ms / 1_000:.15g} s")
         elif duration_ms > high_ms:
-            self.wrong(field, "out_of_range", f"must be at most {high_ms / 1_000:g} s")
+            self.wrong(field, "out_of_range", f"must be at most {high_ms / 1_000:.15g} s")
         else:
             return duration_ms
         return None

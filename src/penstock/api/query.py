@@ -67,7 +67,7 @@ def read_wait_ms(checker: Checker, field: str, text: str, high_ms: int) -> int:
         return 0
     wait_ms = round(float(text) * 1_000)
     if wait_ms > high_ms:
-        checker.wrong(field, "out_of_range", f"must be at most {high_ms / 1_000:g} s")
+        checker.wrong(field, "out_of_range", f"must be at most {high_ms / 1_000:.15g} s")
     return wait_ms
 
 

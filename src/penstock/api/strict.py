@@ -200,10 +200,9 @@ def _not_finite(text: bytes) -> Iterator[FieldError]:
 
 def _choices(kind: Any) -> str:
     """Return the values of an enum's type, for people."""
-    inner = get_args(kind)[0] if get_args(kind) else kind
-    if isinstance(inner, type) and issubclass(inner, enum.Enum):
-        return ", ".join(str(member.value) for member in inner)
-    return ""
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return ", ".join(str(member.value) for member in kind)
+    return next((found for inner in get_args(kind) if (found := _choices(inner))), "")
 
 
 def _struct_of(kind: Any) -> type[msgspec.Struct] | None:

@@ -12,12 +12,27 @@ import msgspec
 
 from penstock.client.job import Job
 
+_SUBMITTED = ("id", "status", "queue", "priority", "created_at", "run_at", "expires_at", "replayed", "existing")
 _STYLES = {"completed": "green", "failed": "red", "running": "cyan", "retrying": "yellow", "cancelled": "magenta"}
 
 
 def print_json(value: Any) -> None:
-    """Print one document on one line."""
-    print(msgspec.json.encode(value, enc_hook=_encode_other).decode(), flush=True)
+    """Print one document on one line; times have milliseconds, as the API writes them."""
+    plain = msgspec.to_builtins(value, builtin_types=(dt.datetime,), str_keys=True, enc_hook=_encode_other)
+    print(msgspec.json.encode(_with_moments(plain)).decode(), flush=True)
+
+
+def print_submitted(job: Job) -> None:
+    """Print what a submit answers; the other fields of the job are not known yet."""
+    print_json({name: getattr(job, name) for name in _SUBMITTED})
+
+
+def _with_moments(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_moments(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_moments(member) for member in value]
+    return format_moment(value) if isinstance(value, dt.datetime) else value
 
 
 def _encode_other(value: Any) -> Any:
@@ -67,12 +82,17 @@ def describe(job: Job) -> list[tuple[str, str]]:
     for label, moment in (
         ("created", job.created_at),
         ("due", job.run_at),
+        ("expires", job.expires_at if not job.is_final else None),
         ("started", job.started_at),
         ("finished", job.finished_at),
         ("cancel asked", job.cancel_requested_at if not job.is_final else None),
     ):
         if moment is not None:
             lines.append((label, format_moment(moment)))
+    if job.schedule is not None:
+        lines.append(("schedule", job.schedule))
+    if job.unique_key is not None:
+        lines.append(("unique key", job.unique_key))
     if job.progress is not None:
         lines.append(("progress", as_text(job.progress)))
     if job.status == "completed":

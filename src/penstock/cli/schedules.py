@@ -11,7 +11,7 @@ import typer
 
 from penstock.cli.exits import CommandFailed, Exit
 from penstock.cli.flags import JsonFlag, new_app, open_client, with_settings
-from penstock.cli.output import as_text, format_moment, print_json, print_line, print_table
+from penstock.cli.output import as_text, format_moment, print_json, print_line, print_submitted, print_table
 from penstock.client import Client, Schedule
 from penstock.config import Settings
 
@@ -118,6 +118,7 @@ def put(
     start_at: Annotated[str | None, typer.Option(help="First tick of --every, RFC 3339.")] = None,
     missed: Annotated[str | None, typer.Option(help="skip, latest or all.")] = None,
     overlap: Annotated[str | None, typer.Option(help="allow or skip.")] = None,
+    type: Annotated[str | None, typer.Option(help="Family of the task: 'task' or 'ai'.")] = None,  # noqa: A002
     queue: Annotated[str | None, typer.Option(help="Queue of the jobs.")] = None,
     priority: Annotated[str | None, typer.Option(help="critical, high, normal or low.")] = None,
     max_attempts: Annotated[int | None, typer.Option(help="Tries of each job, the first included.")] = None,
@@ -132,7 +133,7 @@ def put(
     """Create or replace a schedule; the same again changes nothing."""
     values: dict[str, Any] = {"cron": cron, "timezone": timezone, "every": every, "start_at": start_at}
     values |= {"missed": missed, "overlap": overlap, "queue": queue, "priority": priority, "timeout": timeout}
-    values |= {"max_attempts": max_attempts, "expires_in": expires_in, "tags": tag}
+    values |= {"type": type, "max_attempts": max_attempts, "expires_in": expires_in, "tags": tag}
     try:
         value = None if input is None else msgspec.json.decode(input)
     except msgspec.DecodeError as error:
@@ -175,7 +176,7 @@ def run(name: Name, *, as_json: JsonFlag = False, settings: Settings) -> None:
     with open_client(settings) as client:
         job = client.run_schedule(name)
     if as_json:
-        print_json(job)
+        print_submitted(job)
     else:
         print_line(f"{job.id} {job.status}")
 

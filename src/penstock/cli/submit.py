@@ -14,14 +14,15 @@ import typer
 
 from penstock.cli.exits import CommandFailed, Exit
 from penstock.cli.flags import JsonFlag, new_app, open_client, with_settings
-from penstock.cli.output import print_json, print_line, progress
+from penstock.cli.output import print_json, print_line, print_submitted, progress
 from penstock.cli.waiting import seconds_of, wait_for_job, wait_for_many
 from penstock.config import Settings
 
 app = new_app()
 
 #: Fields that a submit takes as text; each is a flag.
-_FIELDS = ("type", "queue", "priority", "delay", "run_at", "timeout", "expires_in", "expires_at")
+_TIMES = ("delay", "run_at", "backoff", "timeout", "expires_in", "expires_at", "retention")
+_FIELDS = ("type", "queue", "priority", *_TIMES)
 
 
 @app.command()
@@ -42,11 +43,15 @@ def submit(
     delay: Annotated[str | None, typer.Option(help="Seconds, or '90s', '15m', '2h': do not start earlier.")] = None,
     run_at: Annotated[str | None, typer.Option(help="RFC 3339 time: do not start earlier.")] = None,
     max_attempts: Annotated[int | None, typer.Option(help="Tries, the first included.")] = None,
+    backoff: Annotated[
+        str | None, typer.Option(help="Wait before the second try, doubled for each one after: seconds, or '5s'.")
+    ] = None,
     timeout: Annotated[str | None, typer.Option(help="Longest time of one attempt.")] = None,
     expires_in: Annotated[
         str | None, typer.Option(help="Give up if not started after that time: seconds, or '5m'.")
     ] = None,
     expires_at: Annotated[str | None, typer.Option(help="RFC 3339 time: give up if not started by then.")] = None,
+    retention: Annotated[str | None, typer.Option(help="Keep the job so long once it is final: '7d'.")] = None,
     tag: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Name to find the job by; may be given often.")
     ] = None,
@@ -83,7 +88,8 @@ def submit(
     for did not complete, or when a job was refused.
     """
     values = {"type": type, "queue": queue, "priority": priority, "delay": delay, "run_at": run_at}
-    values |= {"timeout": timeout, "expires_in": expires_in, "expires_at": expires_at}
+    values |= {"backoff": backoff, "timeout": timeout, "expires_in": expires_in, "expires_at": expires_at}
+    values |= {"retention": retention}
     options: dict[str, Any] = {name: value for name in _FIELDS if (value := values[name]) is not None}
     if max_attempts is not None:
         options["max_attempts"] = max_attempts
@@ -116,7 +122,7 @@ def submit(
     if wait_seconds is not None:
         return wait_for_job(settings, job.id, wait_seconds, as_json=as_json)
     if as_json:
-        print_json(job)
+        print_submitted(job)
     else:
         print_line(f"{job.id} {job.status}")
         if job.existing:

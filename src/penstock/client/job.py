@@ -51,6 +51,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     lost: int = 0
     no_handler: int = 0
     max_attempts: int | None = None
+    #: What is in force: ``base``, ``max`` (seconds), ``factor``, ``jitter``.
+    backoff: dict[str, Any] | None = None
+    #: Seconds, as ``retention``.
+    timeout: float | None = None
+    retention: float | None = None
     attempts: tuple[Attempt, ...] = ()
     worker: str | None = None
     tags: tuple[str, ...] = ()

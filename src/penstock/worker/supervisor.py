@@ -293,8 +293,8 @@ class Supervisor:
         if child.renewed_s is None:
             self._log.warning(
                 events.PROCESS_UNRESPONSIVE,
-                message="A process does not renew its leases (a handler may hold the interpreter's lock);"
-                " renewing them for it.",
+                message="A process does not renew its leases (a handler may hold the interpreter's lock, or the store"
+                " be away); renewing them for it.",
                 worker=child.name,
                 jobs=len(tokens),
             )
