@@ -66,7 +66,6 @@ def left_in(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.timeout(LIMIT_S + 90)
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """Return a folder of a short name: the path of a socket in it may have 107 characters."""
@@ -74,6 +73,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.timeout(LIMIT_S + 90)
 def test_nothing_is_lost_or_finished_twice_whatever_breaks(folder: Path) -> None:
     run = Run(folder, seed="")
     try:
