@@ -245,6 +245,16 @@ def test_status_shows_a_job_and_ends_with_its_fate(server: FakeServer, command: 
     assert "attempt      1 (at most 3)" in out
 
 
+def test_status_shows_what_a_waiting_job_is_bound_to(server: FakeServer, command: Command) -> None:
+    bounds = {"expires_at": "2030-01-31T13:00:00.500Z", "schedule": "nightly", "unique_key": "report:42"}
+    server.answer("GET", f"/jobs/{JOB_ID}", job("queued", **bounds))
+    server.answer("GET", f"/jobs/{JOB_ID}", job("running", started_at="2030-01-31T12:00:00Z", **bounds))
+    out = command("status", JOB_ID)[1]
+    for line in ("expires      2030-01-31T13:00:00.500Z", "schedule     nightly", "unique key   report:42"):
+        assert line in out.splitlines()
+    assert "expires" not in command("status", JOB_ID)[1]
+
+
 def test_waiting_ends_in_time(server: FakeServer, command: Command) -> None:
     server.answer("GET", f"/jobs/{JOB_ID}", job("running"))
     code, out, err = command("status", JOB_ID, "--wait", "0")

@@ -82,7 +82,7 @@ def describe(job: Job) -> list[tuple[str, str]]:
     for label, moment in (
         ("created", job.created_at),
         ("due", job.run_at),
-        ("expires", job.expires_at if not job.is_final else None),
+        ("expires", job.expires_at if job.started_at is None and not job.is_final else None),
         ("started", job.started_at),
         ("finished", job.finished_at),
         ("cancel asked", job.cancel_requested_at if not job.is_final else None),
