@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
+from penstock.core.cron import Timing
 from penstock.core.ids import JobId
 from penstock.core.job import Idempotency, NewJob, Pruned, Reaped, Settle, SettleCode, Settled, Submitted, Verb
 from penstock.core.limits import Limits
 from penstock.core.output import NewEntry, Output, OutputCode, OutputKind
 from penstock.core.states import State
 from penstock.store.redis.store import RedisStore
+from tests.conformance import schedules
 from tests.conformance.subject import START_MS, WORKER, Subject, redis_subject
 
 OLD = START_MS - 100_000
@@ -189,3 +191,18 @@ async def test_a_bad_item_takes_back_no_job_that_one_before_it_made_redis(subjec
     assert isinstance(answers[0], Submitted)
     assert isinstance(answers[1], Exception)
     assert (await subject.claim_one()).token.job_id == job.id
+
+
+@pytest.mark.parametrize("kind", ["marker", "due"])
+async def test_a_signal_of_another_type_stops_nothing_redis(subject: Subject, kind: str) -> None:
+    damage = Damage(subject)
+    key = damage.keys.key(kind, *(["default"] if kind == "marker" else []))
+    await damage.connection.command("SET", key, "not a list")
+    delay_ms = 1_000 if kind == "due" else None
+    (answer,) = await subject.store.submit([subject.new(delay_ms=delay_ms)])
+    assert isinstance(answer, Submitted)
+    found = "due" if kind == "due" else "queue:default"
+    assert await subject.store.wait_work(WORKER, ["default"], timeout_ms=20_000) == frozenset({found})
+    await damage.connection.command("SET", key, "not a list")
+    assert await subject.store.reap(0) == Reaped()
+    await schedules.put(subject.store, timing=Timing(every_ms=1_000))

@@ -2,7 +2,7 @@
 
 A script file opens with a header: ``-- <verb>: <sentence>``, then ``Guarantee``, ``KEYS``, ``ARGV``, ``Returns``,
 ``Transitions``, ``Flags`` and ``Uses`` (files of ``lib/`` to put before it). The text sent to the server is the
-shebang, the key builders of ``keys.py``, ``push_signal``, the used libraries and the script.
+shebang, the key builders of ``keys.py``, the functions of signals, the used libraries and the script.
 """
 
 from __future__ import annotations
@@ -20,6 +20,15 @@ from penstock.store.keys import lua_prelude
 SIGNAL = """local function push_signal(key, value)
   redis.call('RPUSH', key, value)
   redis.pcall('SPUBLISH', key, '')
+end
+-- One of another type would wake nobody, and stop scripts that have written: it goes.
+local function is_silent(key)
+  local length = redis.pcall('LLEN', key)
+  if type(length) == 'table' then
+    redis.call('DEL', key)
+    return true
+  end
+  return length == 0
 end"""
 _FIELDS = ("Guarantee", "KEYS", "ARGV", "Returns", "Transitions", "Flags", "Uses")
 _HEADER_KEYS = "meta (hash), canary (none)"

@@ -219,7 +219,7 @@ local function set_marker(queue, holds_work)
   local marker = K.marker(queue)
   if not holds_work or is_paused(queue) then
     redis.call('DEL', marker)
-  elseif redis.call('LLEN', marker) == 0 then
+  elseif is_silent(marker) then
     push_signal(marker, '1')
   end
 end
@@ -248,7 +248,7 @@ local function flush()
   end
   if earliest_entered then
     local first = redis.call('ZRANGE', K.delayed, 0, 0, 'WITHSCORES')
-    if first[2] and tonumber(first[2]) >= earliest_entered and redis.call('LLEN', K.due) == 0 then
+    if first[2] and tonumber(first[2]) >= earliest_entered and is_silent(K.due) then
       push_signal(K.due, '1')
     end
   end
