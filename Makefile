@@ -27,7 +27,7 @@ demo:  ## Submit jobs that succeed, recover and fail to a running instance, and 
 	@scripts/bootstrap.sh run && exec .venv/bin/penstock demo
 
 test: check  ## Everything: checks, tests with a coverage floor, the built wheel
-	$(PY) -m pytest -n $(TEST_PROCESSES) --reruns $(TEST_RERUNS) --cov --cov-report=term $(PYTEST_ARGS) $(FLOORS)
+	$(PY) -m pytest -n $(TEST_PROCESSES) --reruns $(TEST_RERUNS) -r aR --cov --cov-report=term $(PYTEST_ARGS) $(FLOORS)
 	@$(MAKE) --no-print-directory wheel
 	$(PY) scripts/wheel_smoke.py dist/*.whl
 
