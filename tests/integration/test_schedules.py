@@ -388,7 +388,7 @@ class TestDamaged:
     async def test_a_damaged_schedule_stops_no_other(
         self, valkey_url: str, namespace: str, damage: tuple[str, ...]
     ) -> None:
-        async with store_at(valkey_url, namespace) as store:
+        async with store_at(valkey_url, namespace, partitions=1) as store:
             now_ms = await store.now_ms()
             for name in ("bad", "good"):
                 await store.put_schedule(schedule_of(name, Timing(every_ms=86_400_000), "echo", 1))
@@ -407,7 +407,7 @@ class TestDamaged:
             assert home_of_schedule("bad") != home_of_schedule("good")
 
     async def test_a_tick_that_breaks_off_is_repeated_and_finds_its_jobs(self, valkey_url: str, namespace: str) -> None:
-        async with store_at(valkey_url, namespace) as store:
+        async with store_at(valkey_url, namespace, partitions=1) as store:
             keys = store.connection.keys[0]
             now_ms = await store.now_ms()
             await store.put_schedule(schedule_of("s", EVERY_SECOND, "echo", 1, missed=Missed.ALL))
@@ -436,7 +436,7 @@ async def due(store: RedisStore, name: str, next_ms: int) -> None:
 
 
 async def test_puts_at_the_same_moment_hold_the_bound(valkey_url: str, namespace: str) -> None:
-    async with store_at(valkey_url, namespace, limits=Limits(schedules=5)) as store:
+    async with store_at(valkey_url, namespace, partitions=1, limits=Limits(schedules=5)) as store:
         puts = (store.put_schedule(schedule_of(f"s{number}", EVERY_SECOND, "echo", 1)) for number in range(20))
         answers = await asyncio.gather(*puts, return_exceptions=True)
         assert sum(isinstance(answer, SchedulesFull) for answer in answers) == 15
