@@ -194,6 +194,7 @@ def peers(results: Results) -> str:
         return ""
     sections = {"run.noop": "no-op, jobs/s", "run.short": "1 ms, jobs/s", "submit.bulk": "bulk submit, jobs/s",
                 "bytes.queued": "bytes queued", "bytes.finished": "bytes finished"}  # fmt: skip
+    sections = {name: title for name, title in sections.items() if report.of(name)}
     order = sorted(report.of("run.noop"), key=lambda figure: -figure.median)
     rows = []
     for figure in order:
