@@ -9,16 +9,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from penstock.config import read
 from penstock.core.durability import Durability
-from penstock.core.durations import parse_duration_ms
 from penstock.core.errors import ConfigError
-from penstock.core.limits import KIB, MIB, Limits, TaskDefaults
+from penstock.core.limits import KIB, Limits, TaskDefaults
 
 if TYPE_CHECKING:
     from penstock.api.options import ApiOptions
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 PREFIX = "PENSTOCK_"
 _LIMITS = Limits()
-_MAX_WEIGHT = 1_000
 _MAX_FILE_BYTES = 64 * KIB
 
 
@@ -70,130 +68,6 @@ def _setting(
     return dataclasses.field(default=default, metadata={"setting": setting})
 
 
-def _text(value: str) -> str:
-    if not value or not value.isprintable():
-        raise ValueError("must be text without control characters")
-    return value
-
-
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(value: str) -> int:
-        if not re.fullmatch(r"-?\d{1,12}", value) or not low <= int(value) <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}")
-        return int(value)
-
-    return parse
-
-
-def _choice(*names: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if value.lower() not in names:
-            raise ValueError(f"must be one of {', '.join(names)}")
-        return value.lower()
-
-    return parse
-
-
-def _durability(value: str) -> Durability:
-    return Durability(_choice(*(durability.value for durability in Durability))(value))
-
-
-def _boolean(value: str) -> bool:
-    if value.lower() in {"1", "true", "yes", "on"}:
-        return True
-    if value.lower() in {"0", "false", "no", "off", ""}:
-        return False
-    raise ValueError("must be true or false")
-
-
-def _names(value: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in re.split(r"[,\n]", value) if name.strip()))
-    if not names or not all(name.isprintable() and len(name) <= 128 for name in names):
-        raise ValueError("must be one or more names of at most 128 characters, with commas between them")
-    return names
-
-
-def _queues(value: str) -> tuple[tuple[str, int | None], ...]:
-    """Return each queue with its weight, None where it has none; the last ``:`` before digits starts a weight."""
-    found: dict[str, int | None] = {}
-    for item in _names(value):
-        match = re.fullmatch(r"(.+):(\d+)", item)
-        name, weight = (match[1].strip(), int(match[2])) if match else (item, None)
-        if weight is not None and not 1 <= weight <= _MAX_WEIGHT:
-            raise ValueError(f"a queue's weight is a whole number from 1 to {_MAX_WEIGHT}, as in 'default:3,mail:1'")
-        if found.setdefault(name, weight) != weight:
-            raise ValueError(f"the queue {name!r} has two weights")
-    return tuple(found.items())
-
-
-def _depths(value: str) -> tuple[tuple[str, int], ...]:
-    """Return how many jobs may wait in each queue; 0 is no bound."""
-    found: dict[str, int] = {}
-    for item in _names(value):
-        match = re.fullmatch(r"(.+):(\d{1,9})", item)
-        if not match or match[1].strip() in found:
-            raise ValueError("must be queues with the most jobs that may wait there, as in 'mail:5000,bulk:100000'")
-        found[match[1].strip()] = int(match[2])
-    return tuple(found.items())
-
-
-def _keys(value: str) -> tuple[str, ...]:
-    keys = tuple(dict.fromkeys(key.strip() for key in re.split(r"[,\n]", value) if key.strip()))
-    if not keys:
-        raise ValueError("holds no key; give one or more, with commas or line ends between them")
-    if not all(len(key) >= 16 and key.isascii() and key.isprintable() and " " not in key for key in keys):
-        raise ValueError("each key needs 16 or more printable ASCII characters without spaces")
-    return keys
-
-
-def _namespace(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
-        raise ValueError("must be 1 to 64 of letters, digits, '.', '_' and '-'")
-    return value
-
-
-def _power_of_two(value: str) -> int:
-    number = _integer(1, 4096)(value)
-    if number & (number - 1):
-        raise ValueError("must be a power of two from 1 to 4096")
-    return number
-
-
-def _duration(low_ms: int, high_ms: int) -> Callable[[str], int]:
-    def parse(value: str) -> int:
-        milliseconds = parse_duration_ms(value)
-        if not low_ms <= milliseconds <= high_ms:
-            raise ValueError(f"must be from {low_ms / 1000:g} to {high_ms / 1000:g} seconds")
-        return milliseconds
-
-    return parse
-
-
-def _size(value: str) -> int:
-    match = re.fullmatch(r"(\d{1,12})\s*(|b|kib|kb|mib|mb)", value.strip().lower())
-    if not match or not int(match[1]):
-        raise ValueError("must be a number of bytes, or text such as '512KiB' or '1MiB'")
-    return int(match[1]) * {"": 1, "b": 1, "kib": KIB, "kb": KIB, "mib": MIB, "mb": MIB}[match[2]]
-
-
-def _url(*schemes: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in schemes or not (parts.netloc or parts.path):
-            raise ValueError(f"must be a URL that starts with {' or '.join(f'{scheme}://' for scheme in schemes)}")
-        return value.rstrip("/")
-
-    return parse
-
-
-def _redis_url(value: str) -> str:
-    # Imported late: commands that only speak HTTP need no store.
-    from penstock.store.address import parse_address
-
-    parse_address(value)
-    return value.rstrip("/")
-
-
 _DAY_S = 86_400
 _YEAR_MS = 366 * _DAY_S * 1000
 
@@ -203,212 +77,229 @@ class Settings:
     """Hold every setting, parsed. Times in ms, sizes in bytes; None means that it was not given."""
 
     url: str | None = _setting(
-        "PENSTOCK_URL", None, _url("http", "https"), "Address of the server that client commands talk to.", "client",
+        "PENSTOCK_URL", None, read.url("http", "https"), "Address of the server that client commands talk to.",
+        "client",
         shown="http://127.0.0.1:<port>",
     )  # fmt: skip
     api_key: str | None = _setting(
-        "PENSTOCK_API_KEY", None, _text, "Key that client commands send.", "client", secret=True
+        "PENSTOCK_API_KEY", None, read.text, "Key that client commands send.", "client", secret=True
     )
-    host: str = _setting("PENSTOCK_HOST", "127.0.0.1", _text, "Address that the API listens on.", "api")
+    host: str = _setting("PENSTOCK_HOST", "127.0.0.1", read.text, "Address that the API listens on.", "api")
     port: int = _setting(
-        "PENSTOCK_PORT", 5000, _integer(0, 65_535), "Port that the API listens on; 0 takes a free one.", "api"
+        "PENSTOCK_PORT", 5000, read.integer(0, 65_535), "Port that the API listens on; 0 takes a free one.", "api"
     )
     api_keys: tuple[str, ...] = _setting(
-        "PENSTOCK_API_KEYS", (), _keys, "Keys that the API accepts, with commas between them.", "api",
+        "PENSTOCK_API_KEYS", (), read.keys, "Keys that the API accepts, with commas between them.", "api",
         shown="none", secret=True,
     )  # fmt: skip
     insecure: bool = _setting(
-        "PENSTOCK_INSECURE", False, _boolean, "Serve other addresses than loopback without keys.", "api",
+        "PENSTOCK_INSECURE", False, read.boolean, "Serve other addresses than loopback without keys.", "api",
         shown="false", is_switch=True,
     )  # fmt: skip
     allowed_hosts: tuple[str, ...] = _setting(
-        "PENSTOCK_ALLOWED_HOSTS", (), _names, "Names accepted in `Host` beside loopback names, with commas.", "api",
+        "PENSTOCK_ALLOWED_HOSTS", (), read.names, "Names accepted in `Host` beside loopback names, with commas.", "api",
         shown="loopback names; any with keys",
     )  # fmt: skip
     redis_url: str | None = _setting(
-        "PENSTOCK_REDIS_URL", None, _redis_url,
+        "PENSTOCK_REDIS_URL", None, read.redis_url,
         "Redis or Valkey: a server, `redis+cluster://` or `redis+sentinel://`. Else `REDIS_URL`, then `REDIS_HOST` and "
         "`REDIS_PORT`, then the data folder's.",
         "store", shown="the instance in the data folder", secret=True,
     )  # fmt: skip
     data_dir: Path = _setting(  # noqa: RUF009 - makes a dataclass field
-        "PENSTOCK_DATA_DIR", Path(".penstock"), lambda value: Path(_text(value)), "Folder of the embedded server.",
+        "PENSTOCK_DATA_DIR", Path(".penstock"), lambda value: Path(read.text(value)), "Folder of the embedded server.",
         "store", shown="./.penstock",
     )  # fmt: skip
-    namespace: str = _setting("PENSTOCK_NAMESPACE", "penstock", _namespace, "First part of every key.", "store")
+    namespace: str = _setting("PENSTOCK_NAMESPACE", "penstock", read.namespace, "First part of every key.", "store")
     partitions: int = _setting(
-        "PENSTOCK_PARTITIONS", 1, _power_of_two,
+        "PENSTOCK_PARTITIONS", 1, read.power_of_two,
         "Partitions of the data, a power of two; fixed once jobs are stored. One is right for one server.", "store",
     )  # fmt: skip
     durability: Durability = _setting(  # noqa: RUF009 - makes a dataclass field
-        "PENSTOCK_DURABILITY", Durability.MEMORY, _durability,
+        "PENSTOCK_DURABILITY", Durability.MEMORY, read.durability,
         "What a 2xx to a submit means. `memory`: Redis has the job in memory. `fsync`: it is on disk (needs Redis or "
         "Valkey 7.2 with `appendonly yes` and `appendfsync always`; `penstock up` sets it for its own). `replica`: the "
         "replicas have it too. A server that cannot give it stops the start.", "durability", shown="memory",
     )  # fmt: skip
     durability_replicas: int = _setting(
-        "PENSTOCK_DURABILITY_REPLICAS", 0, _integer(0, 100),
+        "PENSTOCK_DURABILITY_REPLICAS", 0, read.integer(0, 100),
         "Replicas that must have a job with `replica`: all that may be elected. 0 is as many as are connected at the "
         "start.", "durability", shown="those connected at the start",
     )  # fmt: skip
     durability_timeout_ms: int = _setting(
-        "PENSTOCK_DURABILITY_TIMEOUT", 5_000, _duration(50, 60_000),
+        "PENSTOCK_DURABILITY_TIMEOUT", 5_000, read.duration(50, 60_000),
         "Time that disk or replicas get to confirm; then a submit is answered with 503.", "durability", shown="5s",
     )  # fmt: skip
     queues: tuple[tuple[str, int | None], ...] | None = _setting(
-        "PENSTOCK_QUEUES", None, _queues,
+        "PENSTOCK_QUEUES", None, read.queues,
         "Queues that the worker serves, with weights from 1 to 1000 if you like: `default:3,mail:1`; 1 where none is "
         "given. With strict priorities and no weights, in this order.", "worker",
         shown="default, and those its tasks name",
     )  # fmt: skip
     priorities: str = _setting(
-        "PENSTOCK_PRIORITIES", "weighted", _choice("weighted", "strict"),
+        "PENSTOCK_PRIORITIES", "weighted", read.choice("weighted", "strict"),
         "How priorities share a worker. `weighted`: critical first, then high, normal and low 16 : 4 : 1. `strict`: "
         "each before the next, so that a lower one may wait for ever.", "worker",
     )  # fmt: skip
     concurrency: int = _setting(
-        "PENSTOCK_CONCURRENCY", 100, _integer(1, 10_000), "Async jobs that run at once.", "worker"
+        "PENSTOCK_CONCURRENCY", 100, read.integer(1, 10_000), "Async jobs that run at once.", "worker"
     )
-    threads: int = _setting("PENSTOCK_THREADS", 8, _integer(1, 1_000), "Plain jobs that run at once.", "worker")
+    threads: int = _setting("PENSTOCK_THREADS", 8, read.integer(1, 1_000), "Plain jobs that run at once.", "worker")
     processes: int = _setting(
-        "PENSTOCK_PROCESSES", 1, _integer(1, 256),
+        "PENSTOCK_PROCESSES", 1, read.integer(1, 256),
         "Processes that run jobs, each with the concurrency, threads and pool that are set.", "worker",
     )  # fmt: skip
     pool_processes: int = _setting(
-        "PENSTOCK_POOL_PROCESSES", 0, _integer(0, 1_000),
+        "PENSTOCK_POOL_PROCESSES", 0, read.integer(0, 1_000),
         'Processes of the pool for tasks with `executor="process"`; 0 is one a core.', "worker",
         shown="one a core",
     )  # fmt: skip
     process_silence_ms: int = _setting(
-        "PENSTOCK_PROCESS_SILENCE", 60_000, _duration(2_000, 86_400_000),
+        "PENSTOCK_PROCESS_SILENCE", 60_000, read.duration(2_000, 86_400_000),
         "Time after which a process that gives no sign of life is killed; until then its leases are renewed for it.",
         "worker", shown="60s",
     )  # fmt: skip
     unwritten_bytes: int = _setting(
-        "PENSTOCK_UNWRITTEN_BYTES", 64 * 1024 * 1024, _size,
+        "PENSTOCK_UNWRITTEN_BYTES", 64 * 1024 * 1024, read.size,
         "Results that each process keeps while Redis is away; what is over is given up, and its job runs again.",
         "worker", shown="64MiB",
     )  # fmt: skip
     lease_ms: int = _setting(
-        "PENSTOCK_LEASE", TaskDefaults().lease_ms, _duration(2_000, 3_600_000),
+        "PENSTOCK_LEASE", TaskDefaults().lease_ms, read.duration(2_000, 3_600_000),
         "Time after which the jobs of a dead worker start elsewhere.", "worker", shown="15s",
     )  # fmt: skip
     drain_ms: int = _setting(
-        "PENSTOCK_DRAIN", 25_000, _duration(0, 3_600_000),
+        "PENSTOCK_DRAIN", 25_000, read.duration(0, 3_600_000),
         "Time that running jobs get when the worker is told to stop; then they are handed back, uncounted.", "worker",
         shown="25s",
     )  # fmt: skip
     log_level: str = _setting(
         "PENSTOCK_LOG_LEVEL",
         "info",
-        _choice("debug", "info", "warning", "error"),
+        read.choice("debug", "info", "warning", "error"),
         "Least level that is logged.",
         "logs",
     )
     log_format: str = _setting(
-        "PENSTOCK_LOG_FORMAT", "auto", _choice("auto", "json", "console"),
+        "PENSTOCK_LOG_FORMAT", "auto", read.choice("auto", "json", "console"),
         "Form of the log; `auto` is for people on a terminal, else JSON lines.", "logs",
     )  # fmt: skip
     ai_base_url: str | None = _setting(
-        "PENSTOCK_AI_BASE_URL", None, _url("http", "https"),
+        "PENSTOCK_AI_BASE_URL", None, read.url("http", "https"),
         "OpenAI-style server for jobs of type `ai`. Without it summaries are made on the machine.", "ai",
         shown="none",
     )  # fmt: skip
     ai_api_key: str | None = _setting(
-        "PENSTOCK_AI_API_KEY", None, _text, "Key sent to that server.", "ai", shown="none", secret=True
+        "PENSTOCK_AI_API_KEY", None, read.text, "Key sent to that server.", "ai", shown="none", secret=True
     )
-    ai_model: str | None = _setting("PENSTOCK_AI_MODEL", None, _text, "Model that is asked for.", "ai", shown="none")
+    ai_model: str | None = _setting(
+        "PENSTOCK_AI_MODEL", None, read.text, "Model that is asked for.", "ai", shown="none"
+    )
     ai_timeout_ms: int = _setting(
-        "PENSTOCK_AI_TIMEOUT", 60_000, _duration(1, 3_600_000), "Longest time of one call to that server.", "ai",
+        "PENSTOCK_AI_TIMEOUT", 60_000, read.duration(1, 3_600_000), "Longest time of one call to that server.", "ai",
         shown="60s",
     )  # fmt: skip
     payload_bytes: int = _setting(
-        "PENSTOCK_PAYLOAD_BYTES", _LIMITS.payload_bytes, _size, "Largest input of a job.", "limits", shown="1MiB"
+        "PENSTOCK_PAYLOAD_BYTES", _LIMITS.payload_bytes, read.size, "Largest input of a job.", "limits", shown="1MiB"
     )
     result_bytes: int = _setting(
-        "PENSTOCK_RESULT_BYTES", _LIMITS.result_bytes, _size, "Largest result of a job.", "limits", shown="1MiB"
+        "PENSTOCK_RESULT_BYTES", _LIMITS.result_bytes, read.size, "Largest result of a job.", "limits", shown="1MiB"
     )
     error_bytes: int = _setting(
-        "PENSTOCK_ERROR_BYTES", _LIMITS.error_bytes, _size, "Part of an error that is kept.", "limits", shown="16KiB"
+        "PENSTOCK_ERROR_BYTES",
+        _LIMITS.error_bytes,
+        read.size,
+        "Part of an error that is kept.",
+        "limits",
+        shown="16KiB",
     )
     log_bytes: int = _setting(
-        "PENSTOCK_LOG_BYTES", _LIMITS.log_bytes, _size, "Bytes of a job's log that are kept; the oldest lines go.",
+        "PENSTOCK_LOG_BYTES", _LIMITS.log_bytes, read.size, "Bytes of a job's log that are kept; the oldest lines go.",
         "limits", shown="256KiB",
     )  # fmt: skip
     log_lines: int = _setting(
-        "PENSTOCK_LOG_LINES", _LIMITS.log_lines, _integer(0, 100_000),
+        "PENSTOCK_LOG_LINES", _LIMITS.log_lines, read.integer(0, 100_000),
         "Lines of a job's log that are kept; the oldest go.", "limits",
     )  # fmt: skip
     stream_bytes: int = _setting(
-        "PENSTOCK_STREAM_BYTES", _LIMITS.stream_bytes, _size,
+        "PENSTOCK_STREAM_BYTES", _LIMITS.stream_bytes, read.size,
         "Bytes of a job's stream that are kept; the oldest chunks go.", "limits", shown="1MiB",
     )  # fmt: skip
     stream_chunks: int = _setting(
-        "PENSTOCK_STREAM_CHUNKS", _LIMITS.stream_chunks, _integer(0, 1_000_000),
+        "PENSTOCK_STREAM_CHUNKS", _LIMITS.stream_chunks, read.integer(0, 1_000_000),
         "Chunks of a job's stream that are kept; the oldest go.", "limits",
     )  # fmt: skip
     batch_items: int = _setting(
-        "PENSTOCK_BATCH_ITEMS", _LIMITS.batch_items, _integer(1, 1_000_000), "Most jobs in a batch.", "limits"
+        "PENSTOCK_BATCH_ITEMS", _LIMITS.batch_items, read.integer(1, 1_000_000), "Most jobs in a batch.", "limits"
     )
     batch_bytes: int = _setting(
-        "PENSTOCK_BATCH_BYTES", _LIMITS.batch_bytes, _size, "Largest body of a batch.", "limits", shown="64MiB"
+        "PENSTOCK_BATCH_BYTES", _LIMITS.batch_bytes, read.size, "Largest body of a batch.", "limits", shown="64MiB"
     )
     wait_ms: int = _setting(
-        "PENSTOCK_MAX_WAIT", _LIMITS.wait_ms, _duration(1_000, 3_600_000), "Longest `?wait=`.", "limits", shown="60s"
+        "PENSTOCK_MAX_WAIT",
+        _LIMITS.wait_ms,
+        read.duration(1_000, 3_600_000),
+        "Longest `?wait=`.",
+        "limits",
+        shown="60s",
     )
     retention_ms: int = _setting(
-        "PENSTOCK_RETENTION", _LIMITS.retention_ms, _duration(0, 10 * _YEAR_MS),
+        "PENSTOCK_RETENTION", _LIMITS.retention_ms, read.duration(0, 10 * _YEAR_MS),
         "Time that completed, cancelled and expired jobs are kept.", "limits", shown="24h",
     )  # fmt: skip
     failed_retention_ms: int = _setting(
-        "PENSTOCK_FAILED_RETENTION", _LIMITS.failed_retention_ms, _duration(0, 10 * _YEAR_MS),
+        "PENSTOCK_FAILED_RETENTION", _LIMITS.failed_retention_ms, read.duration(0, 10 * _YEAR_MS),
         "Time that failed jobs are kept.", "limits", shown="30d",
     )  # fmt: skip
     finished_jobs: int = _setting(
-        "PENSTOCK_FINISHED_JOBS", _LIMITS.finished_jobs, _integer(0, 100_000_000),
+        "PENSTOCK_FINISHED_JOBS", _LIMITS.finished_jobs, read.integer(0, 100_000_000),
         "Most finished jobs that are kept; the oldest go.", "limits",
     )  # fmt: skip
     dead_letters: int = _setting(
-        "PENSTOCK_DEAD_LETTERS", _LIMITS.dead_letters, _integer(0, 100_000_000),
+        "PENSTOCK_DEAD_LETTERS", _LIMITS.dead_letters, read.integer(0, 100_000_000),
         "Most failed jobs that are kept of a queue; the oldest go.", "limits",
     )  # fmt: skip
     max_lost: int = _setting(
-        "PENSTOCK_MAX_LOST", _LIMITS.max_lost, _integer(1, 100),
+        "PENSTOCK_MAX_LOST", _LIMITS.max_lost, read.integer(1, 100),
         "Lost workers after which a job is poisoned, if it was alone in its process at the last of them.", "limits",
     )  # fmt: skip
     alone_after: int = _setting(
-        "PENSTOCK_ALONE_AFTER", _LIMITS.alone_after, _integer(1, 100),
+        "PENSTOCK_ALONE_AFTER", _LIMITS.alone_after, read.integer(1, 100),
         "Lost workers after which a job runs in a process of its own.", "limits",
     )  # fmt: skip
     unknown_task_ms: int = _setting(
-        "PENSTOCK_UNKNOWN_TASK_AFTER", _LIMITS.unknown_task_ms, _duration(1_000, _YEAR_MS),
+        "PENSTOCK_UNKNOWN_TASK_AFTER", _LIMITS.unknown_task_ms, read.duration(1_000, _YEAR_MS),
         "Time after which a job fails that no worker knows the task of.", "limits", shown="24h",
     )  # fmt: skip
     idempotency_ms: int = _setting(
-        "PENSTOCK_IDEMPOTENCY_RETENTION", _LIMITS.idempotency_ms, _duration(1_000, _YEAR_MS),
+        "PENSTOCK_IDEMPOTENCY_RETENTION", _LIMITS.idempotency_ms, read.duration(1_000, _YEAR_MS),
         "Time for which an `Idempotency-Key` is remembered.", "limits", shown="24h",
     )  # fmt: skip
 
     max_depth: int = _setting(
-        "PENSTOCK_MAX_DEPTH", _LIMITS.max_depth, _integer(0, 100_000_000),
+        "PENSTOCK_MAX_DEPTH", _LIMITS.max_depth, read.integer(0, 100_000_000),
         "Most jobs that may wait in a queue, queued, scheduled or for a retry; further submits get 429. 0 is no bound.",
         "limits", shown="none",
     )  # fmt: skip
     queue_max_depth: tuple[tuple[str, int], ...] = _setting(
-        "PENSTOCK_QUEUE_MAX_DEPTH", _LIMITS.queue_max_depth, _depths,
+        "PENSTOCK_QUEUE_MAX_DEPTH", _LIMITS.queue_max_depth, read.depths,
         "The same for single queues: `mail:5000,bulk:0`.", "limits", shown="none",
     )  # fmt: skip
     memory_percent: int = _setting(
-        "PENSTOCK_MEMORY_PERCENT", _LIMITS.memory_percent, _integer(1, 100),
+        "PENSTOCK_MEMORY_PERCENT", _LIMITS.memory_percent, read.integer(1, 100),
         "Part of the Redis server's `maxmemory` above which the API answers submits with 503, while what was accepted "
         "still runs; 100 leaves it to the server.", "limits",
     )  # fmt: skip
     schedules: int = _setting(
-        "PENSTOCK_SCHEDULES", _LIMITS.schedules, _integer(0, 1_000_000), "Most schedules that there may be.", "limits"
+        "PENSTOCK_SCHEDULES",
+        _LIMITS.schedules,
+        read.integer(0, 1_000_000),
+        "Most schedules that there may be.",
+        "limits",
     )
 
     event_streams: int = _setting(
-        "PENSTOCK_EVENT_STREAMS", 1_000, _integer(0, 1_000_000),
+        "PENSTOCK_EVENT_STREAMS", 1_000, read.integer(0, 1_000_000),
         "Clients that may follow a job at once through one API process; more get 503.", "limits",
     )  # fmt: skip
 
@@ -627,7 +518,7 @@ def _conventional_redis_url(environ: Mapping[str, str]) -> str | None:
     if not host and not port:
         return None
     try:
-        number = _integer(1, 65_535)(port or "6379")
+        number = read.integer(1, 65_535)(port or "6379")
     except ValueError as error:
         # Kubernetes sets REDIS_PORT=tcp://… for a service named "redis"; that is nobody's setting.
         if not host or str(port).startswith("tcp://"):
