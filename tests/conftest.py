@@ -15,9 +15,16 @@ from tests import fleets
 _OWN_SERVERS = frozenset({"server", "full"})
 
 
+def _in_memory(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    return call is not None and "memory" in call.params.values()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out what cannot be tried on the kind of server that the suite runs on, with the reason."""
     kind = fleets.kind_under_test()
+    # What cannot happen in memory is no test there, so it is left out and not skipped.
+    items[:] = [item for item in items if not (_in_memory(item) and item.get_closest_marker("redis_only"))]
     for item in items:
         for marker in item.iter_markers("not_on"):
             if kind in marker.args:

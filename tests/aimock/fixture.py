@@ -35,6 +35,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.missing import skip_or_fail
+
 PACKAGE = "@copilotkit/aimock"
 MANIFEST = Path(__file__).with_name("package.json")
 API_KEY = "test-key-of-the-mock"
@@ -152,7 +154,7 @@ def _installed() -> str:
     """Return the server's program, installing it first where it is missing; one install at a time on a machine."""
     version = json.loads(MANIFEST.read_text(encoding="utf-8"))["dependencies"][PACKAGE]
     if shutil.which("npm") is None or shutil.which("node") is None:
-        _missing("npm and Node.js 20 or newer are needed")
+        skip_or_fail(f"npm {PACKAGE}: npm and Node.js 20 or newer are needed")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock-tests"
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"aimock-{version}"
@@ -173,15 +175,8 @@ def _install(cache: Path, folder: Path) -> None:
                 command, cwd=build, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
             )
         except subprocess.TimeoutExpired:
-            _missing(f"npm install took over {INSTALL_SECONDS} s")
+            skip_or_fail(f"npm {PACKAGE}: npm install took over {INSTALL_SECONDS} s")
         if run.returncode != 0:
-            _missing("npm install failed: " + " ".join(run.stderr.split())[-300:])
+            skip_or_fail(f"npm {PACKAGE}: npm install failed: " + " ".join(run.stderr.split())[-300:])
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(build, folder, symlinks=True)
-
-
-def _missing(why: str) -> None:
-    message = f"npm {PACKAGE}: {why}"
-    if os.environ.get("PENSTOCK_TEST_REQUIRE") == "all":
-        pytest.fail(message)
-    pytest.skip(message)

@@ -150,10 +150,10 @@ async def hash_reads(store: RedisStore) -> int:
     return int(info.get("cmdstat_hgetall", {}).get("calls", 0))
 
 
+@pytest.mark.redis_only("in memory nothing is read")
 @pytest.mark.not_on("cluster", "sentinel", reason="counts what one server has run")
 async def test_a_claim_reads_no_errors_of_earlier_attempts(subject: Subject) -> None:
-    if not isinstance(subject.store, RedisStore):
-        pytest.skip("in memory nothing is read")
+    assert isinstance(subject.store, RedisStore)
     await subject.settle(await subject.running(), Verb.RETRY)
     await subject.store.promote(0)
     reads = await hash_reads(subject.store)

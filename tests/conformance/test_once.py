@@ -115,10 +115,10 @@ async def test_a_refused_job_leaves_its_key_free(make_subject: MakeSubject, part
     assert answer.created
 
 
+@pytest.mark.redis_only("in memory nothing can stop in between")
 async def test_a_key_whose_submitter_died_submits_under_the_first_id(make_subject: MakeSubject) -> None:
     subject = await make_subject(2)
-    if not isinstance(subject.store, RedisStore):
-        pytest.skip("in memory nothing can stop in between")
+    assert isinstance(subject.store, RedisStore)
     dead = subject.new(home=0, idempotency=once())
     assert home_of_digest(KEY) == 1
     # All that a process leaves that dies between its two calls.
@@ -134,10 +134,10 @@ async def test_a_key_whose_submitter_died_submits_under_the_first_id(make_subjec
     assert await subject.count("submitted") == 1
 
 
+@pytest.mark.redis_only("in memory nothing can stop in between")
 async def test_an_answer_lost_before_it_was_remembered_is_found_by_the_id(make_subject: MakeSubject) -> None:
     subject = await make_subject(2)
-    if not isinstance(subject.store, RedisStore):
-        pytest.skip("in memory nothing can stop in between")
+    assert isinstance(subject.store, RedisStore)
     dead = subject.new(home=0)
     await subject.store.connection.script("reserve", 1, pack([[KEY, "aa", KEEP_MS, dead.id]]))
     await subject.store.submit([dead])
@@ -147,10 +147,10 @@ async def test_an_answer_lost_before_it_was_remembered_is_found_by_the_id(make_s
     assert await subject.count("submitted") == 1
 
 
+@pytest.mark.redis_only("in memory nothing can stop in between")
 async def test_a_late_answer_takes_no_key_from_another(make_subject: MakeSubject) -> None:
     subject = await make_subject(2)
-    if not isinstance(subject.store, RedisStore):
-        pytest.skip("in memory nothing can stop in between")
+    assert isinstance(subject.store, RedisStore)
     late, job = subject.new(home=0), subject.new(home=0)
     script = subject.store.connection.script
     await script("reserve", 1, pack([[KEY, "aa", 1_000, late.id]]))
@@ -174,10 +174,10 @@ async def test_keys_go_from_memory(make_subject: MakeSubject) -> None:
         assert subject.store._parts[0].once == {}  # type: ignore[attr-defined]
 
 
+@pytest.mark.redis_only("in memory nothing can stop in between")
 async def test_a_refusal_forgets_no_key_that_another_came_with_meanwhile(make_subject: MakeSubject) -> None:
     subject = await make_subject(2)
-    if not isinstance(subject.store, RedisStore):
-        pytest.skip("in memory nothing can stop in between")
+    assert isinstance(subject.store, RedisStore)
     script = subject.store.connection.script
     first, second = subject.new(home=0), subject.new(home=0)
     await script("reserve", 1, pack([[KEY, "aa", KEEP_MS, first.id]]))
@@ -196,10 +196,10 @@ async def test_a_refusal_forgets_no_key_that_another_came_with_meanwhile(make_su
     assert (fourth.id, fourth.replayed) == (first.id, True)
 
 
+@pytest.mark.redis_only("in memory nothing can stop in between")
 async def test_a_key_reserved_twice_by_the_same_submit_is_free_after_its_refusal(make_subject: MakeSubject) -> None:
     subject = await make_subject(2)
-    if not isinstance(subject.store, RedisStore):
-        pytest.skip("in memory nothing can stop in between")
+    assert isinstance(subject.store, RedisStore)
     script = subject.store.connection.script
     refused = subject.new(home=0)
     for _ in range(2):

@@ -319,10 +319,10 @@ class TestWake:
         assert await subject.store.wait_work(WORKER, ["default"], timeout_ms=30_000) == frozenset({"due"})
 
 
+@pytest.mark.redis_only("in memory nothing is damaged")
 class TestDamaged:
     async def redis_of(self, subject: Subject) -> RedisStore:
-        if not isinstance(subject.store, RedisStore):
-            pytest.skip("in memory nothing is damaged")
+        assert isinstance(subject.store, RedisStore)
         return subject.store
 
     async def test_an_index_that_does_not_agree_is_set_right(self, subject: Subject) -> None:

@@ -494,9 +494,9 @@ async def test_a_replaced_job_makes_room(make_subject: MakeSubject) -> None:
     assert [isinstance(answer, Submitted) for answer in answers] == [True, True, True, False, True]
 
 
+@pytest.mark.redis_only("in memory nothing is forgotten")
 async def test_a_lock_that_was_forgotten_locks_nothing_out(subject: Subject) -> None:
-    if not isinstance(subject.store, RedisStore):
-        pytest.skip("in memory nothing is forgotten")
+    assert isinstance(subject.store, RedisStore)
     gone, final = subject.new().id, await subject.submit(unique=unique())
     await subject.store.cancel([final])
     name = subject.store.connection.keys[0].key("unique", KEY)
@@ -507,9 +507,9 @@ async def test_a_lock_that_was_forgotten_locks_nothing_out(subject: Subject) -> 
         await subject.store.cancel([job_id])
 
 
+@pytest.mark.redis_only("in memory nothing is damaged")
 async def test_a_failed_replacement_replaces_nothing(subject: Subject) -> None:
-    if not isinstance(subject.store, RedisStore):
-        pytest.skip("in memory nothing is damaged")
+    assert isinstance(subject.store, RedisStore)
     first = await subject.submit(unique=unique())
     command, keys = subject.store.connection.command, subject.store.connection.keys[0]
     await command("SET", keys.key("final", "cancelled", "default"), "odd")

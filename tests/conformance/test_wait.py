@@ -277,9 +277,9 @@ class TestFinal:
         await subject.store.cancel([job_id])
         assert await woken(task) is State.CANCELLED
 
+    @pytest.mark.redis_only("in memory there is one process")
     async def test_who_came_first_gives_way_where_many_wait(self, subject: Subject) -> None:
-        if not isinstance(subject.store, RedisStore):
-            pytest.skip("in memory there is one process")
+        assert isinstance(subject.store, RedisStore)
         token = await subject.running()
         watch = functools.partial(subject.store.connection.script, "watch", 0, token.job_id)
         for number in range(15):

@@ -15,6 +15,7 @@ import pytest
 from penstock.embedded import find_instance
 from penstock.embedded.ports import free_port
 from tests.e2e.stack import IS_LINUX, Folder, one_line, until
+from tests.missing import skip_or_fail
 
 
 def test_what_is_printed_can_be_pasted(folder: Folder) -> None:
@@ -24,7 +25,7 @@ def test_what_is_printed_can_be_pasted(folder: Folder) -> None:
     submit, status, docs = (line.strip() for line in lines[1:])
     assert httpx.get(docs).status_code == 200
     if shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
+        skip_or_fail("curl is not installed")
     answered = subprocess.run(submit, shell=True, capture_output=True, text=True, check=True)
     job_id = httpx.Response(200, text=answered.stdout).json()["id"]
     answered = subprocess.run(status.replace("ID", job_id), shell=True, capture_output=True, text=True, check=True)

@@ -187,6 +187,7 @@ def _path(handler: HTTPRouteHandler) -> str:
 def _schema_of(kind: type) -> dict[str, Any]:
     if kind is msgspec.Raw:
         return {"description": "Any JSON value."}
+    # How msgspec is told by a schema hook that it does not know a type; the message then names the type.
     raise NotImplementedError
 
 
