@@ -55,7 +55,7 @@ lock:  ## Pin the requirements anew from pyproject.toml and the .in files
 
 mutants:  ## Check that the tests notice when a piece of a Lua script is taken out
 	@scripts/bootstrap.sh dev
-	$(PY) scripts/mutants.py
+	$(PY) -m scripts.mutants
 
 chaos:  ## Break a running system at random for a quarter of an hour and count the jobs (CHAOS_SECONDS, CHAOS_SEED, CHAOS_PARTS)
 	@scripts/bootstrap.sh dev
