@@ -9,7 +9,7 @@ import pytest
 
 from penstock.core.job import PRIORITY_WEIGHTS, Claimed
 from penstock.core.states import Priority
-from tests.conformance.subject import WORKER, Subject
+from tests.conformance.subject import OTHER_WORKER, WORKER, Subject
 
 #: Spreads evenly over [0, 1), so that few claims show the shares that many random ones would.
 STEP = 0.618_033_988_749_895
@@ -130,3 +130,38 @@ async def test_a_paused_queue_gets_no_share(subject: Subject) -> None:
     await subject.store.pause("a")
     claimed = await subject.claim(4, worker=WORKER, queues=("a", "b"), priority_weights=PRIORITY_WEIGHTS)
     assert counted(claimed) == {("b", Priority.NORMAL): 4}
+
+
+@pytest.mark.parametrize("weights", [None, PRIORITY_WEIGHTS])
+async def test_a_queue_gives_no_more_than_its_limit(subject: Subject, weights: tuple[int, ...] | None) -> None:
+    for priority in (Priority.CRITICAL, Priority.HIGH, Priority.LOW):
+        await subject.submit_many(10, queue="slow", priority=priority)
+    await subject.submit_many(3, queue="fast", priority=Priority.LOW)
+    fields: dict[str, Any] = {"queues": ("slow", "fast"), "priority_weights": weights}
+    claimed = await subject.claim(20, queue_limits=(12, 20), draw=0.5, **fields)
+    queues = Counter(job.queue for job in claimed.jobs)
+    assert queues == {"slow": 12, "fast": 3}
+    assert counted(claimed)["slow", Priority.CRITICAL] == 10
+    # There is more in a queue that this claimer has no room for.
+    assert not claimed.remaining
+    assert not (await subject.claim(20, queue_limits=(0, 20), **fields)).jobs
+    again = await subject.claim(20, queue_limits=(1, 20), **fields)
+    assert (len(again.jobs), again.remaining) == (1, False)
+    assert (await subject.claim(1, **fields)).remaining
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.5, 0.999])
+async def test_what_a_limit_holds_back_goes_to_other_queues_by_weight(subject: Subject, draw: float) -> None:
+    for queue in ("slow", "a", "b"):
+        await subject.submit_many(30, queue=queue)
+    claimed = await subject.claim(
+        14, queues=("slow", "a", "b"), queue_weights=(10, 3, 1), queue_limits=(2, 30, 30), draw=draw
+    )
+    assert Counter(job.queue for job in claimed.jobs) == {"slow": 2, "a": 9, "b": 3}
+
+
+async def test_a_queue_at_its_limit_still_wakes_others(subject: Subject) -> None:
+    await subject.submit_many(2, queue="slow")
+    await subject.store.wait_work(WORKER, ("slow",), timeout_ms=1)
+    assert len((await subject.claim(5, queues=("slow",), queue_limits=(1,))).jobs) == 1
+    assert await subject.store.wait_work(OTHER_WORKER, ("slow",), timeout_ms=30_000) == {"queue:slow"}

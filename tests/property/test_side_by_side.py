@@ -123,6 +123,7 @@ _ARGUMENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "window_start": st.sampled_from([0.0, 0.3]),
         "priority_weights": st.sampled_from([None, (16, 4, 1), (1, 1, 1)]),
         "weighted_queues": st.booleans(),
+        "queue_limit": st.sampled_from([None, None, 0, 1, 2]),
         "draw": st.sampled_from([0.0, 0.37, 0.81, 0.999]),
         "alone": st.sampled_from([False, False, True]),
     },
@@ -387,9 +388,16 @@ class SideBySide(RuleBasedStateMachine):
             taken = any(job.unique is not None and job.unique.on_conflict is mode for job in jobs)
             self.taken[f"submit with a unique key: {mode.value}"] += taken
 
-    def step_claim(self, choice: int, weighted_queues: bool, **fields: Any) -> None:
+    def step_claim(self, choice: int, weighted_queues: bool, queue_limit: int | None, **fields: Any) -> None:
         weights = tuple(range(3, 3 + len(fields["queues"]))) if weighted_queues else None
-        request = ClaimRequest(worker=WORKERS[choice % 2], nonce=f"n{self.numbers}", queue_weights=weights, **fields)
+        limits = None if queue_limit is None else (queue_limit,) * len(fields["queues"])
+        request = ClaimRequest(
+            worker=WORKERS[choice % 2],
+            nonce=f"n{self.numbers}",
+            queue_weights=weights,
+            queue_limits=limits,
+            **fields,
+        )
         partition = choice // 2 % self.memory.partitions
         claimed = self.both("claim", lambda store: store.claim(partition, request))
         self.tokens = [*self.tokens, *(job.token for job in claimed.jobs)][-12:]

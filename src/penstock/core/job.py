@@ -119,12 +119,11 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     Without weights each priority goes before the next, and within one the queues in the order given. With
     ``priority_weights`` (of high, normal and low; critical still goes first) the slots are split over all queues and
     these priorities by the product of the two weights; ``queue_weights`` alone splits within each priority, and where
-    they are missing they are 1. ``draw`` in [0, 1) settles the fractions. ``tasks`` None means any task.
-    ``nonce`` is the claimer's secret. ``alone`` asks for one job whose worker was lost so often that it must run alone
-    (``Limits.alone_from``); other claims leave such jobs where they are. ``window_start`` in [0, 1)
-    places the second look into a queue whose
-    first jobs are
-    all for other workers.
+    they are missing they are 1. ``draw`` in [0, 1) settles the fractions. ``queue_limits`` bounds the jobs of each
+    queue as ``limit`` does those of all; a queue that has reached its own counts for nothing in ``Claimed.remaining``.
+    ``tasks`` None means any task. ``nonce`` is the claimer's secret. ``alone`` asks for one job whose worker was lost
+    so often that it must run alone (``Limits.alone_from``); other claims leave such jobs where they are.
+    ``window_start`` in [0, 1) places the second look into a queue whose first jobs are all for other workers.
     """
 
     worker: WorkerName
@@ -136,6 +135,7 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     window_start: float = 0.0
     priority_weights: tuple[int, int, int] | None = None
     queue_weights: tuple[int, ...] | None = None
+    queue_limits: tuple[int, ...] | None = None
     draw: float = 0.0
     alone: bool = False
 

@@ -1,8 +1,8 @@
 -- claim: hand out queued jobs to one worker: critical ones first, the rest strictly or by weights, then by arrival.
 -- Guarantee: a job is handed out under one token at a time; jobs of unknown tasks are skipped or deferred, late ones expire;
---   nothing comes from a paused queue. A job that was lost `alone_from` times is handed out to a claim for it alone, and to no other.
+--   nothing comes from a paused queue, and from none more than its limit. A job that was lost `alone_from` times is handed out to a claim for it alone, and to no other.
 -- KEYS: meta (hash), canary (none)
--- ARGV: request (msgpack: [worker, nonce, limit, lease_ms, queues, tasks or nil, window_start, weights of high, normal, low or nil, of the queues or nil, draw, alone]), bounds (msgpack: [small_bytes, call_bytes, unknown_task_ms, retention_ms, failed_retention_ms, alone_from])
+-- ARGV: request (msgpack: [worker, nonce, limit, lease_ms, queues, tasks or nil, window_start, weights of high, normal, low or nil, of the queues or nil, draw, alone, limits of the queues or nil]), bounds (msgpack: [small_bytes, call_bytes, unknown_task_ms, retention_ms, failed_retention_ms, alone_from])
 -- Returns: [now, next due or '', skipped, deferred, remaining 0|1, jobs: [id, attempt, counted, lost, task, type, queue, priority, created, deadline, options, input or nil, outcome of the attempt before or '']..., apart]
 -- Transitions: queued -claim-> running, queued -expire-> expired, queued -defer-> retrying, queued -fail-> failed
 -- Flags: allow-oom
@@ -19,10 +19,13 @@ local jobs, skipped, deferred, bytes_left = {}, 0, 0, bounds[2]
 
 local priority_weights, queue_weights, draw = request[8], request[9], request[10]
 local queues, weights = {}, {}
+-- How many more jobs may come from each queue, where there is a bound.
+local room = {}
 for index = 1, #request[5] do
   if not is_paused(request[5][index]) then
     queues[#queues + 1] = request[5][index]
     weights[#queues] = queue_weights and queue_weights[index] or 1
+    room[queues[#queues]] = request[12] and request[12][index] or nil
   end
 end
 -- Jobs that stay for a claim that takes each alone, and how many of them each queue holds.
@@ -141,6 +144,9 @@ local function hand_out()
         redis.call('HDEL', K.job(one.id), 'progress')
       end
       add(counts, 'started', job.queue, 1)
+      if room[job.queue] then
+        room[job.queue] = room[job.queue] - 1
+      end
       jobs[#jobs + 1] = {one.id, job.attempt, job.counted or 0, job.lost or 0, job.task, job.type or 'task', job.queue, job.priority,
         job.created, one.at, job.head or '', one.input, one.before}
     end
@@ -187,7 +193,7 @@ end
 local function serve(class, share)
   local queue_key, from, before = K.queue(class.queue, class.priority), class.stayed, #jobs
   class.dry = true
-  bound = math.min(limit, #jobs + share)
+  bound = math.min(limit, #jobs + share, #jobs + (room[class.queue] or share))
   local moved, stayed = window(queue_key, from)
   touch(class)
   class.stayed = from + stayed
@@ -265,7 +271,8 @@ for p = 1, 4 do
       local level = levels[priority_weights and math.min(p, 2) or p]
       local weight = weights[q] * (priority_weights and priority_weights[p - 1] or 1)
       level[#level + 1] = {
-        queue = queues[q], priority = PRIORITIES[p], depth = tonumber(depths[index]), weight = weight, share = 0, stayed = 0}
+        queue = queues[q], priority = PRIORITIES[p], depth = math.min(tonumber(depths[index]), room[queues[q]] or math.huge),
+        weight = weight, share = 0, stayed = 0}
     end
   end
 end
@@ -286,7 +293,9 @@ for q = 1, #queues do
     depth = depth + (tonumber(depths[p * #queues + q]) or 0)
   end
   if depth > (apart_of[queues[q]] or 0) then
-    remaining = 1
+    if room[queues[q]] ~= 0 then
+      remaining = 1
+    end
     set_marker(queues[q], true)
   elseif depth > 0 then
     -- What is left runs alone, elsewhere; it must not wake those who cannot take it again and again.

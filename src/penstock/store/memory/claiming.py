@@ -30,8 +30,11 @@ def claim(partition: Partition, request: ClaimRequest, announced: Mapping[str, i
 class _Class:
     """Hold what waits in one queue at one priority, and what this claim gives it."""
 
+    queue: str
     index: Index
     weight: int
+    #: Jobs that it holds, at most as many as its queue may still give.
+    depth: int
     share: int = 0
     #: Jobs at the front that were looked at and left.
     stayed: int = 0
@@ -44,7 +47,7 @@ def split(slots: int, classes: list[_Class], draw: float) -> None:
     left = list(classes)
     while slots > 0 and left:
         total = sum(one.weight for one in left)
-        full = [one for one in left if len(one.index) * total <= slots * one.weight]
+        full = [one for one in left if one.depth * total <= slots * one.weight]
         if not full:
             reached = given = 0
             for one in left:
@@ -53,7 +56,7 @@ def split(slots: int, classes: list[_Class], draw: float) -> None:
                 one.share, given = marks - given, marks
             return
         for one in full:
-            one.share = len(one.index)
+            one.share = one.depth
         left = [one for one in left if one not in full]
         slots -= sum(one.share for one in full)
 
@@ -71,10 +74,14 @@ class _Claim:
     apart: dict[JobId, StoredJob] = dataclasses.field(default_factory=dict)
     bytes_left: int = SCRIPT_BYTES
     bound: int = 0
+    #: How many more jobs may come from each queue, where there is a bound.
+    room: dict[str, int] = dataclasses.field(default_factory=dict)
     _limit: int = 0
 
     def run(self) -> Claimed:
         self.bound = self._limit = min(self.request.limit, 1 if self.request.alone else SCRIPT_ITEMS)
+        if self.request.queue_limits is not None:
+            self.room = dict(zip(self.request.queues, self.request.queue_limits, strict=True))
         for level in self._levels():
             self._serve_level(level)
         remaining = {queue: self._remains(queue) for queue in self.request.queues}
@@ -86,7 +93,7 @@ class _Claim:
             jobs=tuple(self.jobs),
             skipped=self.skipped,
             deferred=self.deferred,
-            remaining=any(remaining.values()),
+            remaining=any(remains and self.room.get(queue) != 0 for queue, remains in remaining.items()),
             next_due_ms=self.partition.delayed.first_score(),
             now_ms=self.now_ms,
             apart=len(self.apart),
@@ -109,7 +116,8 @@ class _Claim:
                 index = self.partition.queues[queue, priority]
                 if index and queue not in self.partition.paused:
                     level = min(number, 1) if request.priority_weights else number
-                    levels[level].append(_Class(index, queue_weight * weight))
+                    depth = min(len(index), self.room.get(queue, len(index)))
+                    levels[level].append(_Class(queue, index, queue_weight * weight, depth))
         return levels
 
     def _serve_level(self, classes: list[_Class]) -> None:
@@ -124,7 +132,7 @@ class _Claim:
 
     def _serve(self, one: _Class, share: int) -> None:
         index, depth, held = one.index, len(one.index), len(self.jobs)
-        self.bound = min(self._limit, held + share)
+        self.bound = min(self._limit, held + min(share, self.room.get(one.queue, share)))
         stayed = self._window(index, one.stayed)
         one.stayed += stayed
         # A full window of jobs for others hides those behind it: look once more, somewhere further on.
@@ -164,6 +172,8 @@ class _Claim:
     def _hand_out(self, job: StoredJob) -> None:
         before = job.attempts.get(job.attempt)
         self.partition.start(job, self.request, self.now_ms)
+        if job.queue in self.room:
+            self.room[job.queue] -= 1
         self.jobs.append(
             ClaimedJob(
                 token=Token(job.id, job.attempt, job.nonce),

@@ -215,6 +215,7 @@ class RedisJobs:
                     request.queue_weights,
                     request.draw,
                     request.alone,
+                    request.queue_limits,
                 ]
             ),
             pack([SMALL_INPUT_BYTES, SCRIPT_BYTES, limits.unknown_task_ms, *self._retention, limits.alone_from]),
