@@ -41,6 +41,7 @@ def test_a_flag_wins_over_its_variable() -> None:
         ("PENSTOCK_PRIORITIES", "Strict", "priorities", "strict"),
         ("PENSTOCK_MAX_DEPTH", "5000", "max_depth", 5_000),
         ("PENSTOCK_QUEUE_MAX_DEPTH", "mail:5000, a:b:0", "queue_max_depth", (("mail", 5_000), ("a:b", 0))),
+        ("PENSTOCK_QUEUE_SLOTS", "reports:20, a:b:1", "queue_slots", (("reports", 20), ("a:b", 1))),
         ("PENSTOCK_MEMORY_PERCENT", "75", "memory_percent", 75),
         ("PENSTOCK_DURABILITY", "FSYNC", "durability", Durability.FSYNC),
         ("PENSTOCK_DURABILITY_REPLICAS", "2", "durability_replicas", 2),
@@ -91,6 +92,10 @@ def test_values_are_parsed(variable: str, text: str, name: str, value: object) -
         ("PENSTOCK_MAX_DEPTH", "-1"),
         ("PENSTOCK_QUEUE_MAX_DEPTH", "mail"),
         ("PENSTOCK_QUEUE_MAX_DEPTH", "mail:1,mail:2"),
+        ("PENSTOCK_QUEUE_SLOTS", "mail"),
+        ("PENSTOCK_QUEUE_SLOTS", "mail:0"),
+        ("PENSTOCK_QUEUE_SLOTS", "mail:10001"),
+        ("PENSTOCK_QUEUE_SLOTS", "mail:1,mail:2"),
         ("PENSTOCK_MEMORY_PERCENT", "0"),
         ("PENSTOCK_REDIS_URL", "localhost:6379"),
         ("PENSTOCK_URL", "localhost:5000"),
@@ -245,7 +250,9 @@ def test_options_of_each_part_are_filled() -> None:
     worker = settings.worker_options(("mine",))
     assert (worker.queues, worker.processes, worker.modules, worker.log_json) == (("mail",), 2, ("mine",), True)
     assert (worker.pool_processes, worker.process_silence_ms) == (3, 90_000)
-    assert (worker.queue_weights, worker.priorities) == (None, "weighted")
+    assert (worker.queue_weights, worker.priorities, worker.queue_slots) == (None, "weighted", ())
+    bounded = load(environ={"PENSTOCK_QUEUE_SLOTS": "bulk:20"}).worker_options(())
+    assert (bounded.queues, bounded.queue_slots) == (None, (("bulk", 20),))
     weighted = load(environ={"PENSTOCK_QUEUES": "mail:3,bulk", "PENSTOCK_PRIORITIES": "strict"}).worker_options(())
     assert (weighted.queues, weighted.queue_weights) == (("mail", "bulk"), (3, 1))
     assert weighted.priorities == "strict"

@@ -173,15 +173,51 @@ def test_slots_come_back_once_and_tell_when_a_full_executor_has_room() -> None:
     freed: list[str] = []
     slots = Slots({"async": 2, "thread": 0, "process": 0})
     slots.on_freed = lambda: freed.append("freed")
-    first, second = slots.take("async"), slots.take("async")
+    first, second = slots.take("async", "q"), slots.take("async", "q")
     assert (slots.full, slots.taken, slots.free("async")) == (True, 2, 0)
     with pytest.raises(RuntimeError):
-        slots.take("async")
+        slots.take("async", "q")
     first()
     first()
     assert (slots.full, slots.taken, freed) == (False, 1, ["freed"])
     second()
     assert (slots.taken, freed) == (0, ["freed"])
+
+
+@pytest.mark.parametrize(("size", "most"), [(100, 88), (8, 7), (7, 7), (2, 2)])
+def test_one_of_several_queues_leaves_an_eighth_of_the_slots_to_the_others(size: int, most: int) -> None:
+    slots = Slots({"async": size, "thread": 0}, queues=("slow", "fast"))
+    for _ in range(slots.room("async", "slow")):
+        slots.take("async", "slow")
+    assert (slots.taken, slots.room("async", "slow")) == (most, 0)
+    assert slots.room("async", "fast") == size - most
+    assert slots.full == (size == most)
+    assert slots.rooms("async", ("fast", "slow")) == ((size - most, 0) if size > most else None)
+    alone = Slots({"async": size}, queues=("slow",))
+    assert (alone.room("async", "slow"), alone.rooms("async", ("slow",))) == (size, None)
+
+
+def test_a_queue_takes_as_many_slots_as_are_set() -> None:
+    freed: list[str] = []
+    slots = Slots({"async": 100, "thread": 8}, queues=("a", "b"), queue_slots={"a": 100, "b": 2})
+    slots.on_freed = lambda: freed.append("freed")
+    assert slots.rooms("async", ("a", "b")) == (100, 2)
+    assert slots.rooms("thread", ("a", "b")) == (8, 2)
+    first, second = slots.take("async", "b"), slots.take("async", "b")
+    assert (slots.room("async", "b"), slots.room("thread", "b"), slots.room("async", "a")) == (0, 2, 98)
+    first()
+    # The queue has room again, though the executor was not full.
+    assert (slots.room("async", "b"), freed) == (1, ["freed"])
+    second()
+    second()
+    assert (slots.room("async", "b"), freed) == (2, ["freed"])
+
+
+def test_a_worker_whose_only_queue_is_at_its_bound_is_full() -> None:
+    slots = Slots({"async": 100}, queues=("a",), queue_slots={"a": 1})
+    assert not slots.full
+    slots.take("async", "a")
+    assert slots.full
 
 
 def test_a_foreign_queue_rests_longer_each_time_up_to_a_second() -> None:

@@ -136,6 +136,12 @@ class Settings:
         "given. With strict priorities and no weights, in this order.", "worker",
         shown="default, and those its tasks name",
     )  # fmt: skip
+    queue_slots: tuple[tuple[str, int], ...] = _setting(
+        "PENSTOCK_QUEUE_SLOTS", (), read.queue_slots,
+        "Most jobs of a queue that run at once in a process, async, plain and in the pool each: `reports:20,mail:5`. "
+        "Without it one of several queues leaves an eighth of the slots to the others.", "worker",
+        shown="all slots; of several queues seven eighths each",
+    )  # fmt: skip
     priorities: str = _setting(
         "PENSTOCK_PRIORITIES", "weighted", read.choice("weighted", "strict"),
         "How priorities share a worker. `weighted`: critical first, then high, normal and low 16 : 4 : 1. `strict`: "
@@ -365,6 +371,7 @@ class Settings:
         return WorkerOptions(
             queues=None if self.queues is None else tuple(name for name, _ in self.queues),
             queue_weights=self._queue_weights,
+            queue_slots=self.queue_slots,
             priorities=self.priorities,
             modules=modules,
             concurrency=self.concurrency,

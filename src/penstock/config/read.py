@@ -71,11 +71,25 @@ def queues(value: str) -> tuple[tuple[str, int | None], ...]:
 
 def depths(value: str) -> tuple[tuple[str, int], ...]:
     """Return how many jobs may wait in each queue; 0 is no bound."""
+    return _numbers(value, "must be queues with the most jobs that may wait there, as in 'mail:5000,bulk:100000'")
+
+
+def queue_slots(value: str) -> tuple[tuple[str, int], ...]:
+    """Return how many jobs of each queue may run at once."""
+    form = "must be queues with the most jobs that may run at once, from 1 to 10000, as in 'reports:20,mail:5'"
+    found = _numbers(value, form)
+    if not all(1 <= slots <= 10_000 for _, slots in found):
+        raise ValueError(form)
+    return found
+
+
+def _numbers(value: str, form: str) -> tuple[tuple[str, int], ...]:
+    """Return each queue with its number, of which each needs one. Raises ValueError with the form that is wanted."""
     found: dict[str, int] = {}
     for item in names(value):
         match = re.fullmatch(r"(.+):(\d{1,9})", item)
         if not match or match[1].strip() in found:
-            raise ValueError("must be queues with the most jobs that may wait there, as in 'mail:5000,bulk:100000'")
+            raise ValueError(form)
         found[match[1].strip()] = int(match[2])
     return tuple(found.items())
 

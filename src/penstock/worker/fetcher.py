@@ -224,8 +224,13 @@ class Fetcher:
         return more
 
     def _heeded(self, executor: Executor) -> tuple[str, ...]:
+        """Return the queues that an executor has room for and that are not ignored."""
         now = asyncio.get_running_loop().time()
-        return tuple(queue for queue in self._queues if not self._ignored.holds(executor, queue, now=now))
+        return tuple(
+            queue
+            for queue in self._queues
+            if self._slots.room(executor, queue) > 0 and not self._ignored.holds(executor, queue, now=now)
+        )
 
     async def _claim_for(self, executor: Executor, tasks: tuple[str, ...], queues: tuple[str, ...]) -> tuple[int, bool]:
         """Claim from all partitions, each time starting at another one; what is away does not hold up the others.
@@ -279,6 +284,7 @@ class Fetcher:
                 window_start=random.random(),
                 priority_weights=self._priority_weights,
                 queue_weights=tuple(self._queue_weights[queue] for queue in queues) if self._queue_weights else None,
+                queue_limits=self._slots.rooms(executor, queues),
                 draw=random.random(),
                 alone=self._alone,
             ),
@@ -367,10 +373,9 @@ class Fetcher:
         if (end := self._ignored.next_end(now=now)) is not None:
             ends.append(end)
         timeout = max(0.0, min(ends) - now)
-        ready = [executor for executor, tasks in self._tasks.items() if tasks and self._slots.free(executor) > 0]
-        heeded = {queue for executor in ready for queue in self._heeded(executor)}
+        heeded = {queue for executor, tasks in self._tasks.items() if tasks for queue in self._heeded(executor)}
         wanted = tuple(queue for queue in self._queues if queue in heeded)
-        if not ready and self._waiting is None:
+        if self._slots.full and self._waiting is None:
             await asyncio.wait({self._local}, timeout=min(timeout, FULL_PATIENCE_S))
             if self._local.done():
                 return

@@ -14,8 +14,9 @@ class WorkerOptions:
 
     ``name`` None makes one of host, process id and a random part. ``modules`` are imported for their tasks, ``builtin``
     adds the built-in ones. ``queues`` None serves the default queue and those that the tasks name; ``queue_weights``
-    stand for them in turn, where given. ``priorities`` is ``weighted`` (critical first, then 16 : 4 : 1, so that the
-    lowest still moves) or ``strict``.
+    stand for them in turn, where given. ``queue_slots`` says how many slots of each executor a queue may take; where
+    it says nothing, one of several queues leaves an eighth to the others. ``priorities`` is ``weighted`` (critical
+    first, then 16 : 4 : 1, so that the lowest still moves) or ``strict``.
     ``processes`` is how many processes run jobs under the supervisor; each of them claims for itself, with a loop of
     ``concurrency``, ``threads`` and a pool of ``pool_processes`` (0 means as many as cores) of its own. A lease of
     ``lease_ms`` is renewed each third of it. One of the processes that gives no sign of life for ``process_silence_ms``
@@ -27,6 +28,7 @@ class WorkerOptions:
     name: str | None = None
     queues: tuple[str, ...] | None = None
     queue_weights: tuple[int, ...] | None = None
+    queue_slots: tuple[tuple[str, int], ...] = ()
     priorities: str = "weighted"
     modules: tuple[str, ...] = ()
     builtin: bool = True

@@ -209,7 +209,12 @@ class Worker:
         # An executor without tasks has no slots, else a full worker would never look full.
         one = 1 if self._alone else None
         self._mark_stuck = {kind: functools.partial(self._note_stuck, kind) for kind in EXECUTORS}
-        self._slots = Slots({kind: one or sizes[kind] if tasks[kind] else 0 for kind in EXECUTORS}, most=one)
+        self._slots = Slots(
+            {kind: one or sizes[kind] if tasks[kind] else 0 for kind in EXECUTORS},
+            most=one,
+            queues=self._queues(),
+            queue_slots=None if self._alone else dict(options.queue_slots),
+        )
         self._settler = Settler(self._store, most_bytes=options.unwritten_bytes)
         self._ticker = Ticker(self._store, self._store.partitions)
         nonce = secrets.token_hex(8)
@@ -270,7 +275,7 @@ class Worker:
             claimed,
             task,
             policy_of(claimed.options, task.info, self.options.defaults),
-            release_slot=self._slots.take(executor),
+            release_slot=self._slots.take(executor, claimed.queue),
             on_progress=self._leases.poke_progress,
             mark_stuck=self._mark_stuck[executor],
         )

@@ -1,28 +1,57 @@
-"""Count the free slots of each executor."""
+"""Count the free slots of each executor, and how many of them a queue may take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from penstock.handlers.registry import Executor
+
+#: While several queues are served, one slot in so many is not for a single one of them.
+KEPT_PART = 8
 
 
 class Slots:
     """Hold how many jobs may yet start on each executor, and at ``most`` on all together.
 
-    ``on_freed`` is called when a full one has room again.
+    Of several ``queues`` none takes all slots of an executor: an eighth, rounded down, is for the others, so that a
+    thousand slow jobs of one leave a way for the next. ``queue_slots`` says otherwise for single queues.
+    ``on_freed`` is called when what was full has room again.
     """
 
-    def __init__(self, sizes: Mapping[Executor, int], *, most: int | None = None) -> None:
+    def __init__(
+        self,
+        sizes: Mapping[Executor, int],
+        *,
+        most: int | None = None,
+        queues: Sequence[str] = (),
+        queue_slots: Mapping[str, int] | None = None,
+    ) -> None:
         self._most = most
         self._sizes = dict(sizes)
         self._free = dict(sizes)
         self._stuck = dict.fromkeys(sizes, 0)
+        self._queues = tuple(queues)
+        #: What each queue may yet take of each executor, where that can be less than what is free.
+        self._room: dict[tuple[Executor, str], int] = {}
+        for executor, size in sizes.items():
+            shared = size - size // KEPT_PART if len(queues) > 1 and most is None else size
+            for queue in queues:
+                if (bound := (queue_slots or {}).get(queue, shared)) < size:
+                    self._room[executor, queue] = bound
         self.on_freed: Callable[[], None] = lambda: None
 
     def free(self, executor: Executor) -> int:
         """Return how many jobs may start on an executor."""
-        return 0 if self.full else self._free[executor]
+        return 0 if self._most is not None and self.taken >= self._most else self._free[executor]
+
+    def room(self, executor: Executor, queue: str) -> int:
+        """Return how many jobs of a queue may start on an executor."""
+        free = self.free(executor)
+        return max(0, min(free, self._room.get((executor, queue), free)))
+
+    def rooms(self, executor: Executor, queues: Sequence[str]) -> tuple[int, ...] | None:
+        """Return it for each queue, None where all may take what is free."""
+        return tuple(self.room(executor, queue) for queue in queues) if self._room else None
 
     @property
     def size(self) -> int:
@@ -36,8 +65,10 @@ class Slots:
 
     @property
     def full(self) -> bool:
-        """Tell whether no executor has room."""
-        return not any(self._free.values()) or (self._most is not None and self.taken >= self._most)
+        """Tell whether no executor has room for any queue."""
+        if not self._room:
+            return not any(self.free(executor) for executor in self._sizes)
+        return not any(self.room(executor, queue) for executor in self._sizes for queue in self._queues)
 
     @property
     def stuck(self) -> int:
@@ -56,11 +87,14 @@ class Slots:
         """Count a slot that is stuck (1), or came back (-1)."""
         self._stuck[executor] += change
 
-    def take(self, executor: Executor) -> Callable[[], None]:
+    def take(self, executor: Executor, queue: str) -> Callable[[], None]:
         """Take a slot and return the function that gives it back once, however often it is called."""
         if self.free(executor) <= 0:
             raise RuntimeError(f"no free slot for the executor {executor!r}")
         self._free[executor] -= 1
+        bound = (executor, queue) if (executor, queue) in self._room else None
+        if bound is not None:
+            self._room[bound] -= 1
         given_back = False
 
         def give_back() -> None:
@@ -69,7 +103,9 @@ class Slots:
                 return
             given_back = True
             self._free[executor] += 1
-            if self._free[executor] == 1:
+            if bound is not None:
+                self._room[bound] += 1
+            if self._free[executor] == 1 or (bound is not None and self._room[bound] == 1):
                 self.on_freed()
 
         return give_back
