@@ -90,7 +90,7 @@ class Dump:
 
     def records(self) -> dict[JobId, JobRecord]:
         """Return all jobs."""
-        running = self.zset("running")
+        running = {job_id: at for name in self.named("running") for job_id, at in self.zset(name).items()}
         found = {}
         for name in self.named("job"):
             job_id = JobId(name.removeprefix("job:"))
@@ -134,7 +134,7 @@ class Dump:
                 State.QUEUED: (f"queue:{job.queue}:{job.priority.value}", fields.get("seq")),
                 State.SCHEDULED: ("delayed", fields.get("due")),
                 State.RETRYING: ("delayed", fields.get("due")),
-                State.RUNNING: ("running", job.deadline_ms),
+                State.RUNNING: (f"running:{job.worker}", job.deadline_ms),
                 State.FAILED: (f"dead:{job.queue}", job.finished_at_ms),
             }
             place, score = expected.get(job.state, (f"final:{job.state.value}:{job.queue}", job.finished_at_ms))
@@ -143,9 +143,7 @@ class Dump:
         return problems
 
     def _audit_side_indexes(self, jobs: dict[JobId, JobRecord]) -> list[str]:
-        held = Counter((name, member) for name in self.named("held") for member in self.zset(name))
         wanted: dict[str, set[str]] = {
-            "held": {f"held:{job.worker} {job.id}" for job in jobs.values() if job.state is State.RUNNING},
             "expire": {job.id for job in jobs.values() if job.state in FINAL_STATES},
             "expiry": {
                 job.id
@@ -154,7 +152,6 @@ class Dump:
             },
         }
         found = {
-            "held": {f"{name} {member}" for name, member in held},
             "expire": set(self.zset("expire")),
             "expiry": set(self.zset("expiry")),
         }
@@ -169,6 +166,11 @@ class Dump:
         for job_id, at in self.zset("expiry").items():
             if job_id in jobs and jobs[JobId(job_id)].expires_at_ms != at:
                 problems.append(f"{job_id} expires at {at} instead of {jobs[JobId(job_id)].expires_at_ms}")
+        bounds = self.zset("leases")
+        for name in self.named("running"):
+            worker, first = name.removeprefix("running:"), min(self.zset(name).values())
+            if worker not in bounds or bounds[worker] > first:
+                problems.append(f"{worker} has a lease that lapses at {first} and is in leases at {bounds.get(worker)}")
         return problems
 
     def _audit_locks(self, jobs: dict[JobId, JobRecord]) -> list[str]:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from penstock.core.cron import Timing
-from penstock.core.ids import JobId
+from penstock.core.ids import JobId, WorkerName
 from penstock.core.job import Idempotency, NewJob, Pruned, Reaped, Settle, SettleCode, Settled, Submitted, Verb
 from penstock.core.limits import Limits
 from penstock.core.output import NewEntry, Output, OutputCode, OutputKind
@@ -28,9 +28,9 @@ class Damage:
         self.connection = subject.store.connection
         self.keys = self.connection.keys[0]
 
-    async def add(self, job_id: JobId, score: int, kind: str, *arguments: str) -> None:
+    async def add(self, member: str, score: int, kind: str, *arguments: str) -> None:
         """Put an entry into an index."""
-        await self.connection.command("ZADD", self.keys.key(kind, *arguments), score, job_id)
+        await self.connection.command("ZADD", self.keys.key(kind, *arguments), score, member)
         if kind == "queue":
             await self.connection.command("ZADD", self.keys.key("ready"), 1, ":".join(arguments))
 
@@ -86,16 +86,17 @@ class TestStrayEntries:
         await subject.steady_reaps(20_000)
         job_id = await subject.submit() if exists else subject.new().id
         damage = Damage(subject)
-        await damage.add(job_id, OLD, "running")
+        await damage.add(job_id, OLD, "running", WORKER)
+        await damage.add(WORKER, OLD, "leases")
         assert await subject.store.reap(0) == Reaped()
-        assert not await damage.holds(job_id, "running")
+        assert not await damage.holds(job_id, "running", WORKER)
 
-    async def test_in_held(self, subject: Subject, exists: bool) -> None:
+    async def test_in_what_a_worker_gives_back(self, subject: Subject, exists: bool) -> None:
         job_id = await subject.submit() if exists else subject.new().id
         damage = Damage(subject)
-        await damage.add(job_id, OLD, "held", WORKER)
+        await damage.add(job_id, OLD, "running", WORKER)
         assert await subject.store.release_worker(WORKER) == 0
-        assert not await damage.holds(job_id, "held", WORKER)
+        assert not await damage.holds(job_id, "running", WORKER)
 
     @pytest.mark.parametrize("index", [("expire",), ("dead", "other"), ("final", "completed", "other")])
     async def test_among_final_jobs(self, subject: Subject, exists: bool, index: tuple[str, ...]) -> None:
@@ -115,21 +116,62 @@ class TestStrayEntries:
         assert await subject.store.prune(0) == Pruned()
 
 
-async def test_another_workers_job_in_held_redis(subject: Subject) -> None:
+@pytest.mark.parametrize("way", ["release-redis", "reap-redis"])
+async def test_another_workers_job_among_those_of_a_worker(subject: Subject, way: str) -> None:
+    """What once stood there and was left behind takes nothing from the one who runs it now."""
+    await subject.steady_reaps(20_000)
     token = await subject.running()
     damage = Damage(subject)
-    stranger = "worker-9"
-    await damage.add(token.job_id, OLD, "held", stranger)
-    assert await subject.store.release_worker(stranger) == 0  # type: ignore[arg-type]
+    stranger = WorkerName("worker-9")
+    await damage.add(token.job_id, OLD, "running", stranger)
+    if way == "release-redis":
+        assert await subject.store.release_worker(stranger) == 0
+    else:
+        await damage.add(stranger, OLD, "leases")
+        assert await subject.store.reap(0) == Reaped()
+    assert not await damage.holds(token.job_id, "running", stranger)
+    assert await damage.holds(token.job_id, "running", WORKER)
     assert await subject.state(token.job_id) is State.RUNNING
 
 
-async def test_a_released_job_still_in_held_redis(subject: Subject) -> None:
+async def test_who_has_settled_all_is_looked_at_no_more_redis(subject: Subject) -> None:
+    await subject.steady_reaps(20_000)
+    damage = Damage(subject)
+    await subject.settle(await subject.running(), Verb.COMPLETE, value=b"1")
+    assert await damage.connection.command("ZSCORE", damage.keys.key("leases"), WORKER) is not None
+    await subject.steady_reaps(14_000)
+    await subject.advance(1_000)
+    assert await subject.store.reap(0) == Reaped()
+    assert await damage.connection.command("EXISTS", damage.keys.key("leases")) == 0
+
+
+async def test_a_worker_whose_jobs_cannot_be_read_keeps_no_other_waiting_redis(subject: Subject) -> None:
+    await subject.steady_reaps(20_000)
+    damage = Damage(subject)
+    await damage.connection.command("SET", damage.keys.key("running", "broken"), "not a sorted set")
+    await damage.add("broken", OLD, "leases")
+    job_id = await subject.submit()
+    await subject.claim_one(lease_ms=1_000)
+    await subject.advance(1_000)
+    assert await subject.store.reap(0) == Reaped(requeued=(job_id,))
+    # It is looked at again a minute later, not at once.
+    score = await damage.connection.command("ZSCORE", damage.keys.key("leases"), "broken")
+    assert float(score) == subject.now_ms + 60_000
+
+
+@pytest.mark.parametrize("way", ["release-redis", "reap-redis"])
+async def test_a_released_job_still_among_those_of_its_worker(subject: Subject, way: str) -> None:
+    await subject.steady_reaps(20_000)
     token = await subject.running()
     await subject.settle(token, Verb.RELEASE)
-    await Damage(subject).add(token.job_id, OLD, "held", WORKER)
+    damage = Damage(subject)
+    await damage.add(token.job_id, OLD, "running", WORKER)
     before = await subject.get(token.job_id)
-    assert await subject.store.release_worker(WORKER) == 0
+    if way == "release-redis":
+        assert await subject.store.release_worker(WORKER) == 0
+    else:
+        await damage.add(WORKER, OLD, "leases")
+        assert await subject.store.reap(0) == Reaped()
     assert await subject.get(token.job_id) == before
 
 

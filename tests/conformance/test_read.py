@@ -10,6 +10,7 @@ from penstock.core.job import JobFilter, JobOptions, QueueInfo, TaskInfo, Verb, 
 from penstock.core.limits import DAY_MS
 from penstock.core.retry import Backoff
 from penstock.core.states import Priority, State
+from penstock.store.redis import reader
 from tests.conformance.conftest import MakeSubject
 from tests.conformance.subject import OTHER_WORKER, START_MS, WORKER, Subject
 from tests.conformance.test_change import IN_STATE, job_in
@@ -61,6 +62,21 @@ class TestListing:
         assert await listed(subject, JobFilter(states=(State.QUEUED,))) == [critical, *normal, low]
         late, early = await subject.submit(delay_ms=900), await subject.submit(delay_ms=300)
         assert await listed(subject, JobFilter(states=(State.SCHEDULED,))) == [early, late]
+
+    @pytest.mark.parametrize("limit", [1, 3, 50])
+    async def test_of_running_ones_that_whose_lease_lapses_first_comes_first(
+        self, subject: Subject, limit: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also where there are more workers than are read at the same time."""
+        monkeypatch.setattr(reader, "_CHUNK", 4)
+        monkeypatch.setattr(reader, "_WORKERS_AT_ONCE", 2)
+        running: dict[JobId, int] = {}
+        for number in range(24):
+            await subject.submit()
+            worker, lease_ms = WorkerName(f"worker-{number % 5}"), 1_000 + number * 7 % 11
+            running[(await subject.claim_one(worker=worker, lease_ms=lease_ms)).token.job_id] = lease_ms
+        found = await listed(subject, JobFilter(states=(State.RUNNING,)), limit=limit)
+        assert found == sorted(running, key=lambda job_id: (running[job_id], job_id))
 
     async def test_of_final_ones_the_newest_comes_first(self, subject: Subject) -> None:
         for state in (State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED):

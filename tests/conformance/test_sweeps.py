@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.core.ids import JobId, Token
+from penstock.core.ids import JobId, Token, WorkerName
 from penstock.core.job import Attempt, Extension, Promoted, Pruned, Reaped, SettleCode, Verb
 from penstock.core.limits import Limits
 from penstock.core.states import AttemptOutcome, Priority, Reason, State
 from tests.conformance.conftest import MakeSubject
-from tests.conformance.subject import START_MS, WORKER, Subject
+from tests.conformance.subject import OTHER_WORKER, START_MS, WORKER, Subject
 from tests.conformance.test_change import job_in
 
 NOTHING = Reaped()
@@ -264,6 +264,66 @@ class TestReap:
         reaped = await subject.store.reap(0, limit=3)
         assert reaped.requeued == (ids[1], ids[3], ids[2])
         assert (await subject.store.reap(0, limit=3)).requeued == (ids[4], ids[0])
+
+    async def test_the_oldest_go_first_whoever_ran_them(self, subject: Subject) -> None:
+        await subject.steady_reaps(20_000)
+        ids = await subject.submit_many(7)
+        leases = [("b", 300), ("a", 500), ("b", 100), ("c", 200), ("a", 200), ("b", 200), ("b", 400)]
+        for worker, lease_ms in leases:
+            await subject.claim_one(worker=WorkerName(worker), lease_ms=lease_ms)
+        await subject.advance(1_000)
+        reaped = [(await subject.store.reap(0, limit=limit)).requeued for limit in (1, 2, 1, 9)]
+        # Those of one moment go by worker.
+        order = [ids[number] for number in (2, 4, 5, 3, 0, 6, 1)]
+        assert reaped == [(order[0],), tuple(order[1:3]), (order[3],), tuple(order[4:])]
+
+    async def test_one_worker_with_many_keeps_no_other_waiting(self, subject: Subject) -> None:
+        await subject.steady_reaps(20_000)
+        early, *many, late = await subject.submit_many(602)
+        await subject.claim_one(worker=OTHER_WORKER, lease_ms=999)
+        for _ in range(3):
+            assert len((await subject.claim(200, lease_ms=1_000)).jobs) == 200
+        assert (await subject.claim_one(worker=OTHER_WORKER, lease_ms=1_001)).token.job_id == late
+        await subject.advance(2_000)
+        assert (await subject.store.reap(0, limit=200)).requeued == (early, *many[:199])
+        assert len((await subject.store.reap(0, limit=200)).requeued) == 200
+        assert len((await subject.store.reap(0, limit=200)).requeued) == 200
+        assert (await subject.store.reap(0, limit=200)).requeued == (many[-1], late)
+
+    async def test_a_dead_worker_is_found_among_many_live_ones(self, subject: Subject) -> None:
+        """All of them have renewed since the time at which they have to be looked at."""
+        await subject.steady_reaps(20_000)
+        await subject.submit_many(1_202)
+        renewals = []
+        for number in range(1_200):
+            job = await subject.claim_one(worker=WorkerName(f"live-{number}"), lease_ms=2_000)
+            renewals.append(Extension(token=job.token))
+        dead = [(await subject.claim_one(lease_ms=3_000)).token.job_id for _ in range(2)]
+        answers = await subject.store.extend(OTHER_WORKER, renewals, lease_ms=60_000)
+        assert all(answer.deadline_ms == subject.now_ms + 60_000 for answer in answers)
+        await subject.steady_reaps(2_000)
+        await subject.advance(1_000)
+        assert (await subject.store.reap(0, limit=1)).requeued == (dead[0],)
+        assert await subject.store.reap(0) == Reaped(requeued=(dead[1],))
+        await subject.steady_reaps(50_000)
+
+    async def test_a_renewal_may_shorten_a_lease(self, subject: Subject) -> None:
+        await subject.steady_reaps(20_000)
+        token = await subject.running()
+        await subject.store.extend(WORKER, [Extension(token=token)], lease_ms=1_000)
+        await subject.advance(1_000)
+        assert await subject.store.reap(0) == Reaped(requeued=(token.job_id,))
+
+    async def test_where_all_is_settled_nobody_is_given_time(self, subject: Subject) -> None:
+        """A worker that has run something, and runs nothing now, renews nothing after a gap."""
+        await subject.steady_reaps(1_000)
+        await subject.settle(await subject.running(), Verb.COMPLETE, value=b"1")
+        await subject.advance(5_001)
+        assert await subject.store.reap(0) == NOTHING
+        job_id = await subject.submit()
+        await subject.claim_one(lease_ms=1_000)
+        await subject.advance(1_000)
+        assert await subject.store.reap(0) == Reaped(requeued=(job_id,))
 
     async def test_only_its_own_partition(self, make_subject: MakeSubject) -> None:
         subject = await make_subject(4)

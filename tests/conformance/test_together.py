@@ -83,15 +83,16 @@ class TestDamagedIndex:
             is_mail = job.queue == "mail"
             assert isinstance(answer, Exception) is is_mail
             assert await subject.state(job.token.job_id) is (State.RUNNING if is_mail else State.COMPLETED)
-            assert await damage.holds(job.token.job_id, "running") is is_mail
-            assert await damage.holds(job.token.job_id, "held", WORKER) is is_mail
+            assert await damage.holds(job.token.job_id, "running", WORKER) is is_mail
         assert (await subject.count("completed"), await subject.count("completed", "mail")) == (3, 0)
 
-    async def test_what_cannot_be_moved_is_not_handed_out_redis(self, subject: Subject) -> None:
+    @pytest.mark.parametrize("kind", ["running", "leases"])
+    async def test_what_cannot_be_moved_is_not_handed_out_redis(self, subject: Subject, kind: str) -> None:
         ids = await subject.submit_many(3)
         damage = Damage(subject)
-        await damage.connection.command("SET", damage.keys.key("running"), "not a sorted set")
+        key = damage.keys.key(kind, *([WORKER] if kind == "running" else []))
+        await damage.connection.command("SET", key, "not a sorted set")
         assert (await subject.claim(5)).jobs == ()
-        await damage.connection.command("DEL", damage.keys.key("running"))
+        await damage.connection.command("DEL", key)
         assert {await subject.state(job_id) for job_id in ids} == {State.QUEUED}
         assert [job.token.job_id for job in (await subject.claim(5)).jobs] == ids

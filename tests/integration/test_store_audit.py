@@ -14,9 +14,20 @@ import pytest
 from penstock.core.cron import Timing
 from penstock.core.errors import StoreUnavailable
 from penstock.core.ids import JobId, WorkerName
-from penstock.core.job import Extension, HeldUntil, Idempotency, OnConflict, Settle, TaskInfo, Unique, Verb, WorkerInfo
+from penstock.core.job import (
+    Extension,
+    HeldUntil,
+    Idempotency,
+    JobFilter,
+    OnConflict,
+    Settle,
+    TaskInfo,
+    Unique,
+    Verb,
+    WorkerInfo,
+)
 from penstock.core.schedule import Schedule, ScheduledJob
-from penstock.core.states import Priority
+from penstock.core.states import Priority, State
 from penstock.store import StoreOptions
 from penstock.store import audit as audit_module
 from penstock.store.audit import AuditReport, audit
@@ -99,9 +110,20 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
         "completed",
     ),
     "failed in no place": (lambda s: s.take("dead", "default", member=s.failed), "no_place", "failed"),
-    "running without a lease": (lambda s: s.take("running", member=s.running), "running_without_lease", "running"),
-    "running but not held": (lambda s: s.take("held", WORKER, member=s.running), "not_held", "running"),
-    "held by another": (lambda s: s.put("held", "somebody", member=s.running), "wrong_index", "running"),
+    "running without a lease": (
+        lambda s: s.take("running", WORKER, member=s.running),
+        "running_without_lease",
+        "running",
+    ),
+    "running on no worker": (lambda s: s.run("HDEL", s.job(s.running), "worker"), "running_without_lease", "running"),
+    "running on two": (lambda s: s.put("running", "somebody", member=s.running), "wrong_index", "running"),
+    "completed but running": (lambda s: s.put("running", WORKER, member=s.completed), "two_places", "completed"),
+    "lease that nobody looks at": (lambda s: s.take("leases", member=WORKER), "unwatched_lease", "running"),
+    "lease that is looked at too late": (
+        lambda s: s.put("leases", member=WORKER, score=9_000_000_000_000),
+        "unwatched_lease",
+        "running",
+    ),
     "hash missing": (lambda s: s.run("DEL", s.job(s.queued)), "hash_missing", "queued"),
     "hash missing of a running job": (lambda s: s.run("DEL", s.job(s.running)), "hash_missing", "running"),
     "status unknown": (lambda s: s.run("HSET", s.job(s.queued), "status", "odd"), "damaged_hash", "queued"),
@@ -185,7 +207,7 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "queues of a wrong type": (lambda s: s.run("SET", s.keys.key("queues"), "1"), "wrong_type", "queues"),
     "gauges of a wrong type": (lambda s: s.run("SET", s.keys.key("gauges"), "1"), "wrong_type", "gauges"),
     "job would vanish": (lambda s: s.run("PEXPIRE", s.job(s.queued), 1_000_000), "would_vanish", "job:{queued}"),
-    "index would vanish": (lambda s: s.run("PEXPIRE", s.keys.key("running"), 1_000_000), "would_vanish", "=running"),
+    "index would vanish": (lambda s: s.run("PEXPIRE", s.keys.key("leases"), 1_000_000), "would_vanish", "=leases"),
     "idempotency key without an end": (
         lambda s: s.run("PERSIST", s.keys.key("idem", "0" * 32)),
         "never_vanishes",
@@ -409,6 +431,21 @@ async def test_workers_and_waiters_are_no_finding(valkey_url: str, namespace: st
         assert report.jobs == told[-1] == 1
         await store.cancel([job_id])
         await waiting
+
+
+@pytest.mark.parametrize("name", ["a:b", "{other}:x", "two\nlines", "ü 1", "*"])
+async def test_the_name_of_a_worker_may_hold_anything(valkey_url: str, namespace: str, name: str) -> None:
+    async with store_at(valkey_url, namespace) as store:
+        worker = WorkerName(name)
+        job_id = await submit(store)
+        await claim_one(store, worker=worker)
+        assert (await audited(store)).findings == ()
+        record = await store.get(job_id)
+        assert record is not None
+        assert record.deadline_ms is not None
+        (listed,) = (await store.list_jobs(JobFilter(states=(State.RUNNING,)))).items
+        assert listed.deadline_ms == record.deadline_ms
+        assert await store.release_worker(worker) == 1
 
 
 def test_the_reference_lists_every_code() -> None:

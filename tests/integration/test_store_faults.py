@@ -392,11 +392,14 @@ class TestDamage:
             answers = await store.extend(WORKER, [Extension(token=job.token) for job in jobs], lease_ms=15_000)
             assert [answer.deadline_ms is not None for answer in answers] == [True, False, True]
 
-    async def test_a_lost_lease_entry_is_set_again_by_its_worker(self, valkey_url: str, namespace: str) -> None:
+    @pytest.mark.parametrize("index", [("running", WORKER), ("leases",)])
+    async def test_a_lost_lease_entry_is_set_again_by_its_worker(
+        self, valkey_url: str, namespace: str, index: tuple[str, ...]
+    ) -> None:
         async with store_at(valkey_url, namespace) as store:
             await submit(store)
             job = await claim_one(store)
-            await store.connection.command("DEL", store.connection.keys[0].key("running"))
+            await store.connection.command("DEL", store.connection.keys[0].key(*index))
             await store.extend(WORKER, [Extension(token=job.token)], lease_ms=15_000)
             await assert_healthy(store)
 

@@ -284,12 +284,16 @@ class SideBySide(RuleBasedStateMachine):
                 if index
             }
             assert {name: list(dump.zset(name)) for kind in ("dead", "final") for name in dump.named(kind)} == final
-            for name in ("delayed", "running", "expire", "expiry"):
+            for name in ("delayed", "expire", "expiry"):
                 index = getattr(part, name)
                 assert dump.zset(name) == {job_id: index.score(job_id) for job_id in index}
                 assert list(dump.zset(name)) == list(index)
-            held = {f"held:{worker}": list(index) for worker, index in part.held.items() if index}
-            assert {name: list(dump.zset(name)) for name in dump.named("held")} == held
+            running = {
+                f"running:{worker}": {job_id: part.running.score(job_id) for job_id in index}
+                for worker, index in part.held.items()
+                if index
+            }
+            assert {name: dump.zset(name) for name in dump.named("running")} == running
             assert {name.decode() for name in dump.keys.get("paused", ())} == part.paused
             assert dump.schedules() == part.schedules
             assert dump.zset("schedule_due") == part.schedule_due

@@ -35,7 +35,7 @@ Ask = Callable[..., Awaitable[Any]]
 _EXPIRING = frozenset({"wake", "inbox", "idem", "unique"})
 _AOF = {"0": "no", "1": "yes"}
 #: What an index demands of the jobs it names: index kind -> status or group of statuses.
-_INDEX_DEMANDS = {"delayed": "delayed", "running": "running", "expire": "final", "expiry": "waiting"}
+_INDEX_DEMANDS = {"delayed": "delayed", "expire": "final", "expiry": "waiting"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -386,8 +386,8 @@ class _Auditor:
             wanted = "queue" if kind == "queue" else "failed"
         elif kind == "final":
             wanted, queue = arguments
-        elif kind == "held":
-            wanted, queue = "held", arguments[0]
+        elif kind == "running":
+            wanted, queue = "running", arguments[0]
         elif kind in _INDEX_DEMANDS:
             wanted, queue = _INDEX_DEMANDS[kind], ""
         elif kind in ("schedules", "schedule_due"):

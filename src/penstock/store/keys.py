@@ -44,8 +44,10 @@ KINDS: dict[str, KeyKind] = {
     "stream": KeyKind("job:{}:stream", "list", "a job's stream of chunks, in the same form"),
     "queue": KeyKind("queue:{}:{}", "zset", "ids queued in a queue at a priority, by seq"),
     "delayed": KeyKind("delayed", "zset", "ids scheduled and retrying, by due time (Unix ms)"),
-    "running": KeyKind("running", "zset", "ids running, by lease deadline (Unix ms)"),
-    "held": KeyKind("held:{}", "zset", "ids that a worker holds, by claim time (Unix ms)"),
+    "running": KeyKind("running:{}", "zset", "ids that a worker runs, by lease deadline (Unix ms)"),
+    "leases": KeyKind(
+        "leases", "zset", "workers that run jobs, by a time before which none of their leases lapses (Unix ms)"
+    ),
     "final": KeyKind("final:{}:{}", "zset", "ids completed, cancelled or expired of a queue, by finish time (Unix ms)"),
     "dead": KeyKind("dead:{}", "zset", "ids failed of a queue (the dead letter), by finish time (Unix ms)"),
     "expire": KeyKind("expire", "zset", "ids of final jobs, by when they are pruned (Unix ms)"),

@@ -1,7 +1,7 @@
 -- audit_entries: tell for each entry of an index whether the job it names agrees.
 -- Guarantee: reads only; each entry is seen at one moment; an entry that has left its index is no finding.
 -- KEYS: meta (hash), canary (none)
--- ARGV: index key without the prefix, status wanted (a status, or 'queue', 'delayed', 'final', 'waiting', 'held'), queue (the worker for 'held') or '', ids (msgpack: [id...])
+-- ARGV: index key without the prefix, status wanted (a status, or 'queue', 'delayed', 'final', 'waiting', 'running'), queue (the worker for 'running') or '', ids (msgpack: [id...])
 -- Returns: per finding [id, code, detail]
 -- Transitions: none
 -- Flags: no-writes
@@ -10,7 +10,7 @@ local index_key, wanted, queue = P .. ARGV[1], ARGV[2], ARGV[3]
 
 local function agrees(job)
   local place = PLACES[job.status]
-  if wanted == 'held' then
+  if wanted == 'running' then
     return place == 'running' and job.worker == queue
   end
   if queue ~= '' and job.queue ~= queue then

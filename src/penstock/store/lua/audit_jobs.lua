@@ -40,7 +40,9 @@ local function audit_one(id)
     look('queue:' .. priority, K.queue(job.queue, priority), place == 'queue' and priority == job.priority)
   end
   look('delayed', K.delayed, place == 'delayed')
-  look('running', K.running, place == 'running')
+  if job.worker then
+    look('running', K.running(job.worker), place == 'running')
+  end
   look('dead', K.dead(job.queue), job.status == 'failed')
   for _, status in ipairs({'completed', 'cancelled', 'expired'}) do
     look('final:' .. status, K.final(status, job.queue), job.status == status)
@@ -54,8 +56,11 @@ local function audit_one(id)
   elseif not right then
     find('wrong_place', 'the job is ' .. job.status .. ' but in ' .. places[1])
   end
-  if place == 'running' and (not job.worker or not score(K.held(job.worker), id)) then
-    find('not_held', 'the job runs but its worker is not known to hold it')
+  local deadline = place == 'running' and job.worker and score(K.running(job.worker), id)
+  local bound = deadline and score(K.leases, job.worker)
+  if deadline and not (bound and tonumber(bound) <= tonumber(deadline)) then
+    find('unwatched_lease', 'the lease of the job is not looked at when it lapses: worker ' .. job.worker .. ' is '
+      .. (bound and 'too late in leases' or 'not in leases'))
   end
   local expires = score(K.expire, id)
   if place == 'final' and not expires then

@@ -28,7 +28,11 @@ for index = 1, #gauges, 2 do
     sums[name] = sums[name] + count
   end
 end
-compare('gauges running', sums.running, size(K.running))
+local running = 0
+for _, worker in ipairs(list(redis.pcall('ZRANGE', K.leases, 0, -1))) do
+  running = running + size(K.running(worker))
+end
+compare('gauges running', sums.running, running)
 compare('gauges delayed', sums.delayed, size(K.delayed))
 
 -- Jobs that were lost before may wait for a process of their own, and then wake nobody.

@@ -10,12 +10,13 @@ local items, lease_ms = cmsgpack.unpack(ARGV[1]), tonumber(ARGV[2])
 
 local function extend_one(item)
   local id = item[1]
-  local job = load(id, {'status', 'attempt', 'nonce', 'cancel', 'watch'})
+  local job = load(id, {'status', 'attempt', 'nonce', 'worker', 'cancel', 'watch'})
   if job.status ~= 'running' or tonumber(job.attempt) ~= item[2] or job.nonce ~= item[3] then
     return {'stale'}
   end
   local deadline = now + lease_ms
-  redis.call('ZADD', K.running, deadline, id)
+  bound_lease(job.worker, deadline)
+  redis.call('ZADD', K.running(job.worker), deadline, id)
   if item[4] ~= '' then
     redis.call('HSET', K.job(id), 'progress', item[4])
     if job.watch then

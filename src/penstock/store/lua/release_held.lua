@@ -22,7 +22,11 @@ local given_back = 0
 local function give_back(id)
   local job = load(id, CORE)
   if job.status ~= 'running' or job.worker ~= worker then
-    redis.call('ZREM', K.held(worker), id)
+    redis.call('ZREM', K.running(worker), id)
+    return
+  end
+  -- Without a least age all of it, also what was claimed before the clock went back.
+  if min_age_ms > 0 and now - tonumber(job.started or 0) < min_age_ms then
     return
   end
   if max_lost > 0 and (not started_ids or started[id]) then
@@ -39,9 +43,7 @@ local function give_back(id)
   given_back = given_back + 1
 end
 
--- Without a least age all of it, also what was claimed before the clock went back.
-local claimed_until = min_age_ms > 0 and now - min_age_ms or '+inf'
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.held(worker), '-inf', claimed_until)) do
+for _, id in ipairs(redis.call('ZRANGE', K.running(worker), 0, -1)) do
   if not named[id] and given_back < limit then
     -- A damaged job must not stop the rest; the auditor names it.
     pcall(give_back, id)

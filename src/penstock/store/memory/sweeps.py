@@ -39,10 +39,10 @@ def reap(partition: Partition, limit: int, now_ms: int) -> Reaped:
     if now_ms < partition.reap_from_ms:
         return Reaped()
     outcomes: dict[State, list[JobId]] = {State.QUEUED: [], State.FAILED: [], State.CANCELLED: []}
-    for job_id in partition.running.up_to(now_ms, limit):
-        job = partition.jobs[job_id]
+    lapsed = [partition.jobs[job_id] for job_id in partition.running.up_to(now_ms, len(partition.running))]
+    for job in sorted(lapsed, key=lambda job: (job.deadline_ms, job.worker, job.id))[:limit]:
         partition.lose(job, now_ms)
-        outcomes[job.state].append(job_id)
+        outcomes[job.state].append(job.id)
     return Reaped(
         requeued=tuple(outcomes[State.QUEUED]),
         poisoned=tuple(outcomes[State.FAILED]),

@@ -398,9 +398,16 @@ class RedisJobs:
     async def reap(self, partition: int, *, limit: int = SCRIPT_ITEMS) -> Reaped:
         """See ``JobStore.reap``."""
         max_lost = self._connection.options.limits.max_lost
-        answers = await self._connection.script(
-            "reap", partition, limit, max_lost, TaskDefaults().lease_ms, *self._retention
-        )
+        answers: list[tuple[bytes, bytes]] = []
+        more = 1
+        while more:
+            # One call looks at so many workers; a dead one may come after many that have renewed.
+            left = limit - len(answers)
+            more, part = await self._connection.script(
+                "reap", partition, left, max_lost, TaskDefaults().lease_ms, *self._retention
+            )
+            answers += part
+            more = more and len(answers) < limit
 
         def chosen(state: State) -> tuple[JobId, ...]:
             return tuple(JobId(job_id.decode()) for job_id, status in answers if STATES[status] is state)

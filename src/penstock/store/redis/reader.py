@@ -35,6 +35,8 @@ LISTING_ORDER = (
 )
 _EXAMINED = 1_000
 _CHUNK = 100
+#: Workers whose leases a listing reads at the same time.
+_WORKERS_AT_ONCE = 50
 
 
 class _Cursor(msgspec.Struct, frozen=True, array_like=True):
@@ -84,19 +86,25 @@ class RedisReader(ServerClock):
     async def get(self, job_id: JobId) -> JobRecord | None:
         """See ``JobReader.get``."""
         keys = self._connection.keys[partition_of(job_id, self._partitions)]
-        flat, big_input, big_result, deadline = await self._connection.together(
-            [
-                ("HGETALL", keys.key("job", job_id)),
-                ("GET", keys.key("input", job_id)),
-                ("GET", keys.key("result", job_id)),
-                ("ZSCORE", keys.key("running"), job_id),
-            ],
-            atomic=True,
-        )
-        fields = _as_dict(flat)
-        if not fields:
-            return None
-        return job_record(job_id, fields, big_input=big_input, big_result=big_result, deadline=deadline)
+        # Only the job tells whose lease it has: one that runs is read again, at one moment with its deadline.
+        worker: str | None = None
+        while True:
+            flat, big_input, big_result, deadline = await self._connection.together(
+                [
+                    ("HGETALL", keys.key("job", job_id)),
+                    ("GET", keys.key("input", job_id)),
+                    ("GET", keys.key("result", job_id)),
+                    ("ZSCORE", keys.key("running", worker or ""), job_id),
+                ],
+                atomic=True,
+            )
+            fields = _as_dict(flat)
+            if not fields:
+                return None
+            record = job_record(job_id, fields, big_input=big_input, big_result=big_result, deadline=deadline)
+            if record.state is not State.RUNNING or record.worker in (None, worker):
+                return record
+            worker = record.worker
 
     async def _queue_names(self) -> list[str]:
         commands = [("SMEMBERS", keys.key("queues")) for keys in self._connection.keys]
@@ -111,7 +119,7 @@ class RedisReader(ServerClock):
                 continue
             for partition, keys in enumerate(self._connection.keys):
                 if state is State.RUNNING:
-                    yield _Index(partition, keys.key("running"), (state,), newest_first=False)
+                    yield _Index(partition, keys.key("leases"), (state,), newest_first=False)
                 elif state in (State.RETRYING, State.SCHEDULED):
                     yield _Index(partition, keys.key("delayed"), (state,), newest_first=False)
                 elif state is State.QUEUED:
@@ -138,8 +146,9 @@ class RedisReader(ServerClock):
                 continue
             after = position if position is not None and number == position.index else None
             while True:
-                entries = await self._entries(index, after)
-                records = await self._records(index, [job_id for job_id, _ in entries])
+                read = self._running_entries if State.RUNNING in index.states else self._entries
+                entries = await read(index, after)
+                records = await self._records(index, entries)
                 for (job_id, score), record in zip(entries, records, strict=True):
                     examined += 1
                     after = _Cursor(number, score, job_id)
@@ -167,19 +176,34 @@ class RedisReader(ServerClock):
                 break
         return fresh[:_CHUNK]
 
-    async def _records(self, index: _Index, ids: list[str]) -> list[JobRecord | None]:
+    async def _running_entries(self, index: _Index, after: _Cursor | None) -> list[tuple[str, float]]:
+        """Return what ``_entries`` would if all that run stood in one index, by deadline, and not in one a worker."""
         keys = self._connection.keys[index.partition]
-        commands: list[tuple[str, ...]] = [("HGETALL", keys.key("job", job_id)) for job_id in ids]
-        if State.RUNNING in index.states:
-            commands += [("ZSCORE", keys.key("running"), job_id) for job_id in ids]
+        flat = await self._connection.command("ZRANGE", index.key, "0", "-1", "WITHSCORES")
+        workers = [(name.decode(), float(bound)) for name, bound in _pairs(flat)]
+        found: list[tuple[str, float]] = []
+        for start in range(0, len(workers), _WORKERS_AT_ONCE):
+            chunk = workers[start : start + _WORKERS_AT_ONCE]
+            # No worker has a lease that lapses before its score in `leases`: the rest of them cannot come first.
+            if len(found) == _CHUNK and found[-1][1] < chunk[0][1]:
+                break
+            indexes = (msgspec.structs.replace(index, key=keys.key("running", name)) for name, _ in chunk)
+            for entries in await asyncio.gather(*(self._entries(one, after) for one in indexes)):
+                found += entries
+            found = sorted(found, key=lambda entry: (entry[1], entry[0]))[:_CHUNK]
+        return found
+
+    async def _records(self, index: _Index, entries: list[tuple[str, float]]) -> list[JobRecord | None]:
+        keys = self._connection.keys[index.partition]
+        commands: list[tuple[str, ...]] = [("HGETALL", keys.key("job", job_id)) for job_id, _ in entries]
         answers = await self._connection.together(commands)
-        deadlines = answers[len(ids) :] or [None] * len(ids)
         records: list[JobRecord | None] = []
-        for job_id, flat, deadline in zip(ids, answers, deadlines, strict=False):
+        for (job_id, score), flat in zip(entries, answers, strict=True):
             fields = _as_dict(flat)
             fields.pop(b"input", None)
             fields.pop(b"result", None)
-            records.append(job_record(JobId(job_id), fields, deadline=deadline) if fields else None)
+            # Of a job that runs the score is its deadline; of another the record has no use for one.
+            records.append(job_record(JobId(job_id), fields, deadline=b"%d" % int(score)) if fields else None)
         return records
 
     async def queues(self) -> list[QueueInfo]:

@@ -31,9 +31,19 @@ local function indexes_of(job, status)
   elseif place == 'delayed' then
     return K.delayed
   elseif place == 'running' then
-    return K.running, K.held(job.worker)
+    return K.running(job.worker)
   elseif place == 'final' then
     return final_key(job, status), K.expire
+  end
+end
+
+-- Keep: who runs jobs stands in `leases`, scored by no more than the first of their deadlines; for that is where the reaper looks. To be
+-- called before a job gets its deadline. A score that is too low only makes the reaper look, so one write a call is enough.
+local earliest_lapse = {}
+local function bound_lease(worker, deadline)
+  if not earliest_lapse[worker] or deadline < earliest_lapse[worker] then
+    redis.call('ZADD', K.leases, 'LT', deadline, worker)
+    earliest_lapse[worker] = deadline
   end
 end
 
@@ -92,12 +102,15 @@ local function enter(id, job, status, at, keep_ms)
   if not job.queue then
     error('the job is damaged: it has no queue')
   end
+  if place == 'running' then
+    bound_lease(job.worker, at)
+  end
   local first, second = indexes_of(job, status)
   if first then
     redis.call('ZADD', first, at, id)
   end
   if second then
-    redis.call('ZADD', second, place == 'final' and at + keep_ms or now, id)
+    redis.call('ZADD', second, at + keep_ms, id)
   end
   tally(job, status, 1)
   if place == 'delayed' and (not earliest_entered or at < earliest_entered) then
@@ -267,10 +280,10 @@ local function next_due()
   return first[2] or ''
 end
 
--- Run `one` for each id that is due in an index. A damaged job is put off for a minute, so that it neither stops the sweep nor
+-- Run `one` for each id that is due in an index, by now or an earlier score `up_to`. A damaged job is put off for a minute, so that it neither stops the sweep nor
 -- is met again at once; the auditor names it.
-local function sweep(index_key, limit, one)
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', index_key, '-inf', now, 'LIMIT', 0, limit)) do
+local function sweep(index_key, limit, one, up_to)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', index_key, '-inf', up_to or now, 'LIMIT', 0, limit)) do
     if not pcall(one, id) then
       redis.pcall('ZADD', index_key, 'XX', now + 60000, id)
     end

@@ -17,14 +17,22 @@ local function group_moves(moves)
     end
     local first, second = group.first, group.second
     group.moves[#group.moves + 1] = one
-    first[#first + 1], second[#second + 1] = one.at, one.keep_ms and one.at + one.keep_ms or now
-    first[#first + 1], second[#second + 1] = one.id, one.id
+    first[#first + 1] = one.at
+    first[#first + 1] = one.id
+    if one.keep_ms then
+      second[#second + 1] = one.at + one.keep_ms
+      second[#second + 1] = one.id
+    end
   end
   return groups
 end
 
 -- Write the indexes that a group goes to; false when one is damaged.
 local function enter_together(group, status)
+  -- One claim gives all its jobs one deadline.
+  if PLACES[status] == 'running' and not pcall(bound_lease, group.job.worker, group.first[1]) then
+    return false
+  end
   local first, second = indexes_of(group.job, status)
   return type(redis.pcall('ZADD', first, unpack(group.first))) ~= 'table'
     and (not second or type(redis.pcall('ZADD', second, unpack(group.second))) ~= 'table')
