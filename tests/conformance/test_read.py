@@ -73,8 +73,10 @@ class TestListing:
         running: dict[JobId, int] = {}
         for number in range(24):
             await subject.submit()
-            worker, lease_ms = WorkerName(f"worker-{number % 5}"), 1_000 + number * 7 % 11
-            running[(await subject.claim_one(worker=worker, lease_ms=lease_ms)).token.job_id] = lease_ms
+            # The last twelve are all of one worker and one moment.
+            name, lease_ms = (number % 5, 1_000 + number * 7 % 11) if number < 12 else (0, 1_004)
+            job = await subject.claim_one(worker=WorkerName(f"worker-{name}"), lease_ms=lease_ms)
+            running[job.token.job_id] = lease_ms
         found = await listed(subject, JobFilter(states=(State.RUNNING,)), limit=limit)
         assert found == sorted(running, key=lambda job_id: (running[job_id], job_id))
 

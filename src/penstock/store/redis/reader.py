@@ -36,7 +36,7 @@ LISTING_ORDER = (
 _EXAMINED = 1_000
 _CHUNK = 100
 #: Workers whose leases a listing reads at the same time.
-_WORKERS_AT_ONCE = 50
+_WORKERS_AT_ONCE = 100
 
 
 class _Cursor(msgspec.Struct, frozen=True, array_like=True):
@@ -187,9 +187,16 @@ class RedisReader(ServerClock):
             # No worker has a lease that lapses before its score in `leases`: the rest of them cannot come first.
             if len(found) == _CHUNK and found[-1][1] < chunk[0][1]:
                 break
-            indexes = (msgspec.structs.replace(index, key=keys.key("running", name)) for name, _ in chunk)
-            for entries in await asyncio.gather(*(self._entries(one, after) for one in indexes)):
-                found += entries
+            indexes = [msgspec.structs.replace(index, key=keys.key("running", name)) for name, _ in chunk]
+            low = "-inf" if after is None else repr(after.score)
+            reads = [
+                ("ZRANGEBYSCORE", one.key, low, "+inf", "WITHSCORES", "LIMIT", "0", str(_CHUNK)) for one in indexes
+            ]
+            for one, flat in zip(indexes, await self._connection.together(reads), strict=True):
+                entries = [(job_id.decode(), float(score)) for job_id, score in _pairs(flat)]
+                fresh = [entry for entry in entries if after is None or _is_after(entry, after, newest_first=False)]
+                # A full read that began before the cursor may lack what comes next.
+                found += await self._entries(one, after) if len(fresh) < len(entries) == _CHUNK else fresh
             found = sorted(found, key=lambda entry: (entry[1], entry[0]))[:_CHUNK]
         return found
 
