@@ -17,7 +17,7 @@ from benchmarks import records, tables, throughput
 from benchmarks.processes import end_cleanly
 from benchmarks.records import Figure, Report
 
-SECTIONS = ("run", "submit", "http", "batch", "latency")
+SECTIONS = ("run", "submit", "http", "batch", "latency", "fairness")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

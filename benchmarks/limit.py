@@ -50,7 +50,7 @@ _WAITING = ("EpollSelector.select", "_run.<locals>.listen")
 
 class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     jobs: int = 60_000
-    repeats: int = 3
+    repeats: int = 5
     seconds: float = 1.0
     profile: bool = True
 
@@ -131,9 +131,9 @@ class Limit:
             await work()  # loads the script
         for name, work in (("submit", submit_some), ("claim", claim_some), ("complete", complete_some)):
             values = []
-            for _ in range(self.parameters.repeats if name == "submit" else 1):
+            for _ in range(self.parameters.repeats):
                 await command("CONFIG", "RESETSTAT")
-                for _ in range(calls * (self.parameters.repeats if name != "submit" else 1)):
+                for _ in range(calls):
                     await work()
                 stat = (await command("INFO", "commandstats"))["cmdstat_evalsha"]
                 values.append(stat["usec"] / stat["calls"] / size)
@@ -191,12 +191,22 @@ class Limit:
         self.bench.reset()
         shares: dict[str, list[float]] = collections.defaultdict(list)
         order = {"connections": 64, "seconds": parameters.seconds, "first": 0, "last": 10_000_000}
+        sent = 0
+
+        def load(port: int, **more: Any) -> dict[str, Any]:
+            nonlocal sent
+            answer = self._load(order | {"port": port, **more})
+            sent += answer["sent"]
+            if answer["refused"]:
+                raise RuntimeError(f"{answer['refused']} requests were refused: {answer['refusal'][-200:]}")
+            return answer
+
         with self.bench.api() as (api, port):
-            self._load(order | {"port": port})
+            load(port)
             for _ in range(parameters.repeats):
                 self.bench.ask("CONFIG", "RESETSTAT")
                 before = (api.cpu_s(), self.bench.valkey.cpu_s())
-                answer = self._load(order | {"port": port})
+                answer = load(port)
                 jobs = answer["sent"]
                 stats = scripts.command_times(self.bench)
                 shares["wall"].append(1e6 / answer["rate"] if answer["rate"] else 0.0)
@@ -204,9 +214,10 @@ class Limit:
                 shares["valkey"].append((self.bench.valkey.cpu_s() - before[1]) / jobs * 1e6)
                 shares["scripts"].append(stats["evalsha"]["usec"] / jobs)
                 shares["group"].append(jobs / stats["evalsha"]["calls"])
-            self._profile(
-                "API", api, lambda: self._load(order | {"port": port, "seconds": max(parameters.seconds, PROFILE_S)})
-            )
+            self._profile("API", api, lambda: load(port, seconds=max(parameters.seconds, PROFILE_S)))
+        queued = int(self.bench.ask("ZCARD", self.bench.keys()[0].key("queue", "default", "normal")))
+        if queued != sent:
+            raise RuntimeError(f"{queued} jobs are queued, {sent} were submitted")
         port = free_port()
         with self.bench.program("benchmarks.trivial", str(port)) as process:
             until(lambda: listens(process, port), "the trivial server listens")

@@ -19,6 +19,9 @@ PICTURES = PAGE.parent / "performance"
 _BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 Results = Mapping[str, Report]
 _KINDS = ("queued", "finished", "delayed")
+TIMES_BULLMQ = 2
+#: What a rate may lose up to a million jobs.
+FLAT = 0.2
 
 _RUNNING = (
     "A queue is paused, jobs are submitted, the queue is resumed; the time counts from the first handler's start "
@@ -28,6 +31,11 @@ _RUNNING = (
 _LATENCY = (
     "One job at a time, some ms after the last one ended, so that worker, API and Valkey sleep before each. The "
     "start is stamped by the handler, by a clock that all processes share."
+)
+_FAIRNESS = (
+    "A worker serves two queues. One holds a thousand slow jobs more than may run at once, and they keep their slots "
+    "until they are cancelled. Meanwhile jobs come into the other queue, and slow jobs are cancelled, one at a time. "
+    "The first row compares with the first one above."
 )
 _IDLE = (
     "Processor time while nothing comes: a worker waits for a signal and does not poll; the sweeps run about once"
@@ -40,8 +48,8 @@ _PEERS = (
     "`used_memory` grew by, a job."
 )
 _SCALE = (
-    "The same while so many other jobs are queued, finished and kept, or delayed. A row is flat when its figures "
-    "are alike."
+    "The same while so many other jobs are queued, finished and kept, or delayed. What is lost is between the best "
+    "figure of a row and the one with the most jobs; up to 20 % counts as flat."
 )
 _SLOWEST = "The slowest script call meanwhile (ms, and which), and the memory of all processes of a worker and an API:"
 _LIMIT = (
@@ -86,6 +94,14 @@ _TARGETS: tuple[tuple[str, str, str, float, str], ...] = (
     ("submit → handler starts, idle system, median", "latency.store", "", 2, "ms"),
     ("the same, 99th percentile", "latency.store", "p99 ms", 10, "ms"),
     ("`POST /submit` with `Prefer: wait` → result, median", "latency.wait", "", 5, "ms"),
+    (
+        "a job of another queue starts beside a thousand slow ones, 99th percentile",
+        "fairness.start",
+        "p99 ms",
+        10,
+        "ms",
+    ),
+    ("a cancel reaches a slow job's handler beside them, 99th percentile", "fairness.cancel", "p99 ms", 1_000, "ms"),
     ("a delayed job's lateness, 99th percentile", "delayed.lateness", "p99 ms", 50, "ms"),
     ("processor time of an idle worker", "idle.worker", "", 0.5, "% of a core"),
 )
@@ -108,8 +124,21 @@ def summary(results: Results) -> str:
         shown = "**void**" if figure.void else f"{number(value)} {unit}"
         sign = "≤" if wants_less else "≥"
         rows.append([name, shown, f"{sign} {target:,g} {unit}", "yes" if reached and not figure.void else "no"])
+        if key == "run.noop":
+            rows += _times_row(results.get("peers"))
     parts = ["## In short", _where(report), tables.table(["", "median", "wanted", "reached"], rows, left=1)]
     return "\n\n".join(parts)
+
+
+def _times_row(report: Report | None) -> list[list[str]]:
+    """Say how many times the rate of BullMQ ours is, as measured beside each other."""
+    found = [report.figure(f"{name}.run.noop") if report is not None else None for name in ("penstock", "bullmq")]
+    if any(figure is None or figure.void or not figure.median for figure in found):
+        return []
+    ours, theirs = (figure.median for figure in found if figure is not None)
+    times = ours / theirs
+    name = "the same, as a multiple of BullMQ's in one run"
+    return [[name, f"{times:.1f} times", f"≥ {TIMES_BULLMQ} times", "yes" if times >= TIMES_BULLMQ else "no"]]
 
 
 def _where(report: Report) -> str:
@@ -122,8 +151,18 @@ def _where(report: Report) -> str:
     return (
         f"Measured {report.at[:10]} at commit `{versions['commit']}` on {machine['cores']} cores "
         f"({machine['processor']}, {machine['system']}), {used}. "
-        "Everything, Valkey and the load included, shares these cores."
+        f"Everything, Valkey and the load included, shares these cores.{_repeats(report)}"
     )
+
+
+def _repeats(report: Report) -> str:
+    """Say of how many runs a figure is the median; those of memory, bytes and slowest calls are of one."""
+    repeated = (figure for figure in report.figures if figure.section != "reference" and len(figure.values) > 1)
+    counts = sorted({len(figure.values) for figure in repeated})
+    if not counts:
+        return ""
+    least, most = counts[0], counts[-1]
+    return f" Medians of {least} runs." if least == most else f" Medians of {least} to {most} runs."
 
 
 def _section(report: Report | None, section: str, title: str, text: str, more: Sequence[str] = ()) -> str:
@@ -176,6 +215,7 @@ def latency(results: Results) -> str:
     report = results.get("throughput")
     more = ("p99 ms", "worst ms")
     parts = [_section(report, "latency", "Latency on an idle system", _LATENCY, more)]
+    parts.append(_section(report, "fairness", "Beside a thousand slow jobs", _FAIRNESS, more))
     parts.append(
         _section(report, "delayed", "Delayed jobs", "How late a handler starts after its job's due time.", more)
     )
@@ -262,7 +302,7 @@ def scale(results: Results) -> str:
             "## As the work grows",
             _where(report),
             _SCALE,
-            tables.table(["jobs/s", *(f"{size:,}" for size in sizes)], _depth_rows(report, sizes)),
+            tables.table(["jobs/s", *(f"{size:,}" for size in sizes), "lost"], _depth_rows(report, sizes)),
             "![Jobs run a second as the work grows](performance/scale.svg)",
             _SLOWEST,
             tables.table(["", *(f"{size:,}" for size in sizes)], _limit_rows(report, sizes)),
@@ -272,16 +312,30 @@ def scale(results: Results) -> str:
         rates = [figure for figure in report.of(section) if figure.unit == "jobs/s"]
         if rates:
             parts += [f"### {title}", tables.figures(rates)]
+        memory = [figure for figure in report.of(section) if figure.unit == "MiB"]
+        if memory and section == "workers":
+            shown = ", ".join(f"{figure.name} {value_of(figure)}" for figure in memory)
+            parts.append(f"Resident memory of the worker with all its processes, MiB: {shown}.")
     return "\n\n".join(parts)
 
 
 def _depth_rows(report: Report, sizes: Sequence[int]) -> list[list[str]]:
     names = {"run": "run (claim and complete)", "submit": "bulk submit", "http": "`POST /submit`, 64 connections"}
     return [
-        [f"{name}, {kind}", *(_shown(report.figure(f"{section}.{kind}.{size}")) for size in sizes)]
+        [f"{name}, {kind}", *map(_shown, found), _lost(found)]
         for section, name in names.items()
         for kind in _KINDS
+        for found in [[report.figure(f"{section}.{kind}.{size}") for size in sizes]]
     ]
+
+
+def _lost(found: Sequence[Figure | None]) -> str:
+    """Say which part of the best rate is lost where most jobs lie there."""
+    rates = [0.0 if figure is None or figure.void else figure.median for figure in found]
+    if len(rates) < 2 or not rates[-1]:
+        return ""
+    lost = 1 - rates[-1] / max(rates)
+    return f"{lost:.0%}" if lost <= FLAT else f"**{lost:.0%}**"
 
 
 def _limit_rows(report: Report, sizes: Sequence[int]) -> list[list[str]]:
@@ -356,11 +410,15 @@ def limit(results: Results) -> str:
 
 def _bare(report: Report) -> list[str]:
     slow = report.notes.get("slowest calls, ms", {})
+    events = report.notes.get("latency events, ms", {})
     bare = report.notes.get("bare server", {})
     found = []
     if slow:
         shown = ", ".join(f"`{name}` {number(ms)}" for name, ms in list(slow.items())[:6])
         found.append(f"Slowest calls by `SLOWLOG`, ms: {shown}.")
+    if events:
+        shown = ", ".join(f"`{name}` {ms}" for name, ms in sorted(events.items(), key=lambda item: -item[1]))
+        found.append(f"Longest events by `LATENCY` (2 ms and more), ms: {shown}.")
     if bare:
         shown = ", ".join(f"{name} {number(rate)}/s" for name, rate in bare.items())
         found.append(f"The same server on bare commands, pipelined, by its own benchmark tool: {shown}.")

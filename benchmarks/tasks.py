@@ -45,6 +45,17 @@ def pooled(n: int) -> int:
 
 
 @task
+async def hold(n: int) -> int:
+    """Hold the slot until it is cancelled, and note when."""
+    _runs[n] += 1
+    try:
+        await asyncio.Event().wait()
+    finally:
+        _stamps[n] = time.monotonic_ns()
+    return n
+
+
+@task
 async def stamp(n: int) -> int:
     """Note when the handler started, by the clock that all processes share."""
     _stamps[n] = time.monotonic_ns()

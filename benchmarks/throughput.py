@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.throughput [--repeats 5] [--seconds 0.7] [--only run,http]
 
-Prints a table and writes the raw figures to ``benchmarks/results/throughput.json``. A figure is void when one of its
-jobs did not run exactly once.
+Prints a table and writes the raw figures to ``benchmarks/results/throughput.json``, a part of them (``--only``) to
+``--out`` alone. A figure is void when one of its jobs did not run exactly once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import records, reference, tables
+from benchmarks import fairness, records, reference, tables
 from benchmarks.feed import DRAIN_S, Feed, Http, new_jobs
 from benchmarks.marks import Marks
 from benchmarks.processes import Bench, Process, end_cleanly, free_port, run_json, until
@@ -68,6 +68,7 @@ class Throughput:
             "fsync": self.submit_with_fsync,
             "batch": self.submit_batches,
             "latency": self.latency,
+            "fairness": self.fairness,
             "delayed": self.delayed,
             "idle": self.idle,
         }
@@ -161,9 +162,7 @@ class Throughput:
         with self.bench.program("benchmarks.trivial", str(port)) as process:
             until(lambda: listens(process, port), "the trivial server listens")
             for connections in CONNECTIONS:
-                answers = [
-                    self._run_load(port, connections, 0, MARKED_JOBS) for _ in range(min(3, self.parameters.repeats))
-                ]
+                answers = [self._run_load(port, connections, 0, MARKED_JOBS) for _ in range(self.parameters.repeats)]
                 self._add_load(
                     answers, f"headroom.{connections}", f"the same generator, {_connections(connections)}",
                     "a server that does nothing but answer", "",
@@ -318,6 +317,23 @@ class Throughput:
                 raise RuntimeError(f"{status}: {answer[:300]!r}")
         return times
 
+    def fairness(self) -> None:
+        path, feed = self.marks()
+        repeats, samples = self.parameters.repeats, self.parameters.samples
+        with self.bench.worker(path, *fairness.FLAGS):
+            found = fairness.measure(feed, repeats=repeats, samples=samples)
+        for key, name, times in (
+            ("fairness.start", "submit to the fast queue → handler starts", found.starts),
+            ("fairness.cancel", "cancel of a slow job → its handler is told", found.cancels),
+        ):
+            self.add(
+                key, name, "ms", [percentile(some, 0.5) for some in times], lower=True, void=found.verdict,
+                settings=f"`{' '.join(fairness.FLAGS)}`; {fairness.HELD_JOBS} slow jobs run and "
+                f"{fairness.WAITING_JOBS:,} wait; {samples} a repeat, one at a time",
+                more={"p99 ms": tuple(percentile(some, 0.99) for some in times), "worst ms": tuple(map(max, times))},
+                reference=reference.TRIPS,
+            )  # fmt: skip
+
     def delayed(self) -> None:
         path, feed = self.marks()
         samples = self.parameters.samples
@@ -413,7 +429,9 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=defaults.samples, help="jobs timed one by one in each repeat")
     parser.add_argument("--idle-seconds", type=float, default=defaults.idle_seconds)
     parser.add_argument("--only", default="", help="sections, with commas between them")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument(
+        "--out", type=Path, help=f"where the figures go; without --only {OUT.relative_to(records.ROOT)}"
+    )
     given = parser.parse_args()
     report = measure(
         Parameters(
@@ -425,7 +443,9 @@ def main() -> int:
         ),
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    records.save(report, given.out)
+    # A part would take the place of the whole.
+    if out := given.out or (None if given.only else OUT):
+        records.save(report, out)
     print(tables.report(report))
     return 1 if report.void else 0
 

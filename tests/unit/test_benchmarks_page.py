@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import msgspec
 import pytest
@@ -99,9 +100,66 @@ def test_peers_stand_in_order_with_their_settings() -> None:
 def test_the_flatness_table_has_a_column_for_each_size() -> None:
     figures = [figure(f"run.{kind}.{size}", 10.0) for kind in ("queued", "delayed") for size in (1_000, 100_000)]
     shown = page.scale({"scale": report("scale", *figures)})
-    assert "| jobs/s | 1,000 | 100,000 |" in shown
-    assert "| run (claim and complete), queued | 10.0 | 10.0 |" in shown
+    assert "| jobs/s | 1,000 | 100,000 | lost |" in shown
+    assert "| run (claim and complete), queued | 10.0 | 10.0 | 0% |" in shown
     assert list(page.pictures({"scale": report("scale", *figures)})) == ["scale.svg"]
+
+
+def test_what_is_lost_as_the_work_grows_is_said_and_more_than_a_fifth_stands_out() -> None:
+    rates = {"queued": (9.0, 10.0, 8.0), "finished": (10.0, 9.0, 7.9), "delayed": (10.0, 10.0, 0.0)}
+    figures = [
+        figure(f"run.{kind}.{size}", rate, void="" if rate else "1 of 2 jobs never ran")
+        for kind, found in rates.items()
+        for size, rate in zip((1_000, 100_000, 1_000_000), found, strict=True)
+    ]
+    figures.append(figure("workers.4.memory", 260.0, unit="MiB"))
+    figures.append(figure("workers.4.noop", 18.0))
+    shown = page.scale({"scale": report("scale", *figures)})
+    assert "| run (claim and complete), queued | 9.00 | 10.0 | 8.00 | 20% |" in shown
+    assert "| run (claim and complete), finished | 10.0 | 9.00 | 7.90 | **21%** |" in shown
+    assert "| run (claim and complete), delayed | 10.0 | 10.0 | **void** |  |" in shown
+    assert "Resident memory of the worker with all its processes, MiB: workers.4.memory 260." in shown
+
+
+def test_a_page_says_how_often_it_was_measured() -> None:
+    loop = figure("reference.loop", 1.0, 1.0, 1.0)
+    few = report("throughput", figure("run.noop", 1.0, 2.0), figure("bytes.queued", 1.0), loop)
+    assert "Medians of 2 runs." in page.summary({"throughput": few})
+    several = report("throughput", figure("run.noop", 1.0, 2.0), figure("http.64", 1.0, 2.0, 3.0), loop)
+    assert "Medians of 2 to 3 runs." in page.summary({"throughput": several})
+    assert "Medians" not in page.summary({"throughput": report("throughput", figure("run.noop", 1.0))})
+
+
+@pytest.mark.parametrize(
+    ("ours", "row"), [(50_000, "2.5 times | ≥ 2 times | yes"), (30_000, "1.5 times | ≥ 2 times | no")]
+)
+def test_the_summary_compares_with_bullmq_of_the_same_run(ours: float, row: str) -> None:
+    rates = {"penstock": ours, "bullmq": 20_000}
+    peers = report("peers", *(figure(f"{name}.run.noop", rate) for name, rate in rates.items()))
+    results = {"throughput": report("throughput", figure("run.noop", 90_000)), "peers": peers}
+    assert f"| the same, as a multiple of BullMQ's in one run | {row} |" in page.summary(results)
+    assert "BullMQ" not in page.summary({"throughput": results["throughput"]})
+
+
+def test_times_beside_slow_jobs_stand_with_the_latency() -> None:
+    more: dict[str, Any] = {"unit": "ms", "lower": True, "settings": "88 run"}
+    start = figure("fairness.start", 1.5, more={"p99 ms": (4.0,), "worst ms": (5.0,)}, **more)
+    cancel = figure("fairness.cancel", 2.5, more={"p99 ms": (6.0,), "worst ms": (7.0,)}, **more)
+    results = {"throughput": report("throughput", start, cancel)}
+    shown = page.latency(results)
+    assert "## Beside a thousand slow jobs" in shown
+    assert "| fairness.start | 1.50 | 1.50 – 1.50 | 4.00 | 5.00 |" in shown
+    assert "Settings: 88 run." in shown
+    assert "| a cancel reaches a slow job's handler beside them, 99th percentile | 6.00 ms | ≤ 1,000 ms | yes |" in (
+        page.summary(results)
+    )
+
+
+def test_what_the_server_found_slow_is_told() -> None:
+    notes = {"latency events, ms": {"fork": 4, "command": 10}, "slowest calls, ms": {"claim": 5.5}}
+    shown = page.limit({"limit": report("limit", notes=notes)})
+    assert "Longest events by `LATENCY` (2 ms and more), ms: `command` 10, `fork` 4." in shown
+    assert "Slowest calls by `SLOWLOG`, ms: `claim` 5.50." in shown
 
 
 @pytest.mark.parametrize(("value", "end"), [(0, 1), (1, 1), (12_828, 20_000), (41_000, 60_000), (9.5, 10)])
