@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,7 +13,7 @@ import uvloop
 from benchmarks.load import content_length
 from benchmarks.marks import Marks
 from benchmarks.processes import Bench, until
-from penstock.core.ids import make_job_id
+from penstock.core.ids import IdMaker
 from penstock.core.job import NewJob
 from penstock.store import StoreOptions
 from penstock.store.redis.store import RedisStore
@@ -28,9 +28,10 @@ def new_jobs(
 ) -> list[NewJob]:
     """Make jobs whose inputs are numbers from ``first`` on, at homes drawn at random as the API does."""
     now_ms = time.time_ns() // 1_000_000
+    make_id = IdMaker(os.urandom)
     return [
         NewJob(
-            id=make_job_id(unix_ms=now_ms, home=secrets.randbits(12), random_bits=secrets.randbits(62)),
+            id=make_id(now_ms),
             task=task,
             input=b'{"n":%d}' % number,
             queue=queue,

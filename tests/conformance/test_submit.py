@@ -45,6 +45,13 @@ async def test_a_new_job_is_queued_with_all_it_was_given(subject: Subject) -> No
     assert await subject.count("submitted", "mail") == 1
 
 
+async def test_jobs_of_many_calls_keep_their_order(subject: Subject) -> None:
+    jobs = [subject.new() for _ in range(1_050)]
+    answers = await subject.store.submit(jobs)
+    assert [answer.id for answer in answers if isinstance(answer, Submitted)] == [job.id for job in jobs]
+    assert await subject.order() == [job.id for job in jobs]
+
+
 @pytest.mark.every_server
 async def test_a_repeat_by_id_describes_the_standing_job(subject: Subject) -> None:
     job = subject.new(expires_in_ms=90_000)

@@ -216,10 +216,16 @@ class TestItems:
         assert issubclass(ItemError, StoreError)
 
 
+async def until_quiet() -> None:
+    """Let all that can go on do so: here nothing waits for anything but the loop's next steps."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
 class TestGroup:
     """Callers share calls: fairly, in order, within bounds, and no one's trouble is another's."""
 
-    def group(self, *, weight: int = 1) -> tuple[Group[Any, Any], list[list[Any]], asyncio.Event]:
+    def group(self, *, weight: int = 1, ahead: int = 1) -> tuple[Group[Any, Any], list[list[Any]], asyncio.Event]:
         calls: list[list[Any]] = []
         gate = asyncio.Event()
 
@@ -231,7 +237,7 @@ class TestGroup:
                 raise StoreUnavailable("down")
             return [f"answer {item}" for item in items]
 
-        return Group(call, lambda item: weight), calls, gate
+        return Group(call, lambda item: weight, ahead=ahead), calls, gate
 
     async def test_each_caller_gets_its_own_answers_in_order(self) -> None:
         group, calls, gate = self.group()
@@ -292,12 +298,87 @@ class TestGroup:
         await asyncio.sleep(0)
         second = asyncio.create_task(group.add(["second"]))
         await asyncio.sleep(0)
-        assert group._sender is not None
-        group._sender.cancel()
+        (sender,) = group._senders
+        sender.cancel()
         for answer in await asyncio.gather(first, second, return_exceptions=True):
             assert isinstance(answer, StoreUnavailable)
         gate.set()
         assert await group.add(["third"]) == ["answer third"]
+
+    async def test_full_calls_leave_while_others_are_away_and_in_order(self) -> None:
+        group, calls, gate = self.group(ahead=3)
+        items = [*range(SCRIPT_ITEMS * 5 + 1)]
+        big = asyncio.create_task(group.add(items))
+        await until_quiet()
+        assert [len(call) for call in calls] == [SCRIPT_ITEMS] * 3
+        gate.set()
+        assert await big == [f"answer {item}" for item in items]
+        assert [item for call in calls for item in call] == items
+        assert [len(call) for call in calls] == [SCRIPT_ITEMS] * 5 + [1]
+
+    async def test_what_fills_no_call_waits_for_the_one_away(self) -> None:
+        group, calls, gate = self.group(ahead=3)
+        callers = [asyncio.create_task(group.add(["first"]))]
+        await until_quiet()
+        for number in range(SCRIPT_ITEMS - 1):
+            callers.append(asyncio.create_task(group.add([number])))
+            await asyncio.sleep(0)
+        await until_quiet()
+        assert calls == [["first"]]
+        callers.append(asyncio.create_task(group.add(["last"])))
+        await until_quiet()
+        assert [len(call) for call in calls] == [1, SCRIPT_ITEMS]
+        gate.set()
+        await asyncio.gather(*callers)
+        assert not group._unsent
+
+    async def test_answers_that_come_in_another_order_find_their_items(self) -> None:
+        gates = [asyncio.Event() for _ in range(3)]
+        begun: list[int] = []
+
+        async def call(items: Sequence[int]) -> list[int]:
+            begun.append(items[0])
+            await gates[len(begun) - 1].wait()
+            return [-item for item in items]
+
+        group: Group[int, int] = Group(call, lambda item: 1, ahead=3)
+        items = [*range(SCRIPT_ITEMS * 3)]
+        answers = asyncio.create_task(group.add(items))
+        await until_quiet()
+        for gate in reversed(gates):
+            gate.set()
+            await until_quiet()
+        assert await answers == [-item for item in items]
+
+    @pytest.mark.parametrize("ahead", [1, 3])
+    async def test_a_caller_whose_call_failed_sends_no_more(self, ahead: int) -> None:
+        group, calls, gate = self.group(ahead=ahead)
+        big = asyncio.create_task(group.add(["bad", *range(SCRIPT_ITEMS * 10 - 1)]))
+        await until_quiet()
+        small = asyncio.create_task(group.add(["small"]))
+        await until_quiet()
+        gate.set()
+        answers = await big
+        assert await small == ["answer small"]
+        assert sum(len(call) for call in calls) == SCRIPT_ITEMS * ahead + 1
+        kept = (ahead - 1) * SCRIPT_ITEMS
+        assert sum(isinstance(answer, StoreUnavailable) for answer in answers) == SCRIPT_ITEMS * 10 - kept
+        assert not group._unsent
+        assert not group._waiting
+        assert await group.add(["again"]) == ["answer again"]
+
+    @pytest.mark.parametrize("ahead", [1, 3])
+    async def test_of_a_cancelled_caller_whose_call_fails_nothing_is_counted_twice(self, ahead: int) -> None:
+        group, _, gate = self.group(ahead=ahead)
+        big = asyncio.create_task(group.add(["bad", *range(SCRIPT_ITEMS * 10 - 1)]))
+        await until_quiet()
+        big.cancel()
+        callers = [asyncio.create_task(group.add([number])) for number in range(SCRIPT_ITEMS)]
+        await until_quiet()
+        gate.set()
+        assert all(not isinstance(answer, Exception) for (answer,) in await asyncio.gather(*callers))
+        assert not group._unsent
+        assert await group.add(["again"]) == ["answer again"]
 
     async def test_too_few_answers_are_an_error_and_no_hang(self) -> None:
         async def call(items: Sequence[int]) -> list[int]:

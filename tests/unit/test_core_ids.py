@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 import uuid
 from binascii import crc_hqx
 
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from penstock.core.ids import (
     HOMES,
+    IdMaker,
     JobId,
     Token,
     created_ms,
@@ -36,6 +39,37 @@ def test_an_id_is_a_uuid_7_that_carries_its_parts(unix_ms: int, home: int, bits:
     assert home_of(job_id) == home
     assert parsed.int & (2**62 - 1) == bits
     assert parse_job_id(job_id) == job_id
+
+
+def test_ids_that_are_made_spread_over_homes_and_differ() -> None:
+    asked = itertools.count()
+
+    def random_bytes(count: int) -> bytes:
+        next(asked)
+        return os.urandom(count)
+
+    maker = IdMaker(random_bytes)
+    ids = [maker(1_800_000_000_000 + number // 100) for number in range(10_000)]
+    assert len(set(ids)) == 10_000
+    assert all(parse_job_id(job_id) == job_id for job_id in ids)
+    assert [created_ms(job_id) for job_id in ids] == [1_800_000_000_000 + number // 100 for number in range(10_000)]
+    assert len({home_of(job_id) for job_id in ids}) > 3_500
+    # Every digit that may be random takes all its values.
+    places = [{job_id[place] for job_id in ids} for place in (*range(15, 18), *range(20, 23), *range(24, 36))]
+    assert all(len(values) == 16 for values in places)
+    assert {job_id[19] for job_id in ids} == set("89ab")
+    assert next(asked) < 30
+
+
+def test_what_is_random_in_an_id_is_what_was_drawn() -> None:
+    def all_zeros(count: int) -> bytes:
+        return b"\x00" * count
+
+    def all_ones(count: int) -> bytes:
+        return b"\xff" * count
+
+    assert IdMaker(all_zeros)(0) == make_job_id(unix_ms=0, home=0, random_bits=0)
+    assert IdMaker(all_ones)(0) == make_job_id(unix_ms=0, home=HOMES - 1, random_bits=2**62 - 1)
 
 
 def test_ids_sort_by_time_then_home() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+
+import msgspec
 
 from penstock.core.durations import parse_duration_ms, parse_time_ms
 from penstock.core.errors import FieldError
@@ -13,12 +14,11 @@ from penstock.core.limits import KEY_CHARACTERS, NAME_CHARACTERS, RUN_AT_HORIZON
 CLOCK_SKEW_MS = 60_000
 
 
-@dataclasses.dataclass(slots=True)
-class Checker:
+class Checker(msgspec.Struct):
     """Check values and gather what is wrong with them; ``now_ms`` is Unix ms."""
 
     now_ms: int
-    errors: list[FieldError] = dataclasses.field(default_factory=list)
+    errors: list[FieldError] = []
 
     def wrong(self, field: str, code: str, detail: str) -> None:
         """Note one wrong field."""

@@ -13,7 +13,7 @@ from penstock.api.slots import StreamSlots
 from penstock.api.submission import SubmissionParser
 from penstock.api.views import JobRenderer
 from penstock.core.errors import NotDurable, StoreError, StoreFull, StoreMismatch
-from penstock.core.ids import HOMES, JobId, make_job_id
+from penstock.core.ids import IdMaker
 from penstock.core.job import TaskInfo
 from penstock.observability.metrics import HttpMetrics
 from penstock.store.protocol import Store
@@ -34,26 +34,6 @@ _REFUSED_MS = 10_000
 def unix_ms() -> int:
     """Return this machine's Unix time in ms."""
     return time.time_ns() // 1_000_000
-
-
-class IdMaker:
-    """Make job ids from the system's randomness, asked for many ids at once; not shared between processes."""
-
-    _BYTES = 10
-    _STOCK = 4_090
-
-    def __init__(self, random_bytes: Callable[[int], bytes] = os.urandom) -> None:
-        self._random_bytes = random_bytes
-        self._stock = b""
-        self._used = 0
-
-    def __call__(self, now_ms: int) -> JobId:
-        """Return a new id of that Unix time."""
-        if self._used >= len(self._stock):
-            self._stock, self._used = self._random_bytes(self._STOCK), 0
-        bits = int.from_bytes(self._stock[self._used : self._used + self._BYTES], "big")
-        self._used += self._BYTES
-        return make_job_id(unix_ms=now_ms, home=bits % HOMES, random_bits=bits >> 12)
 
 
 class TaskCache:
@@ -143,7 +123,7 @@ class Services:
         self.store = store
         self.options = options
         self.clock = clock
-        self.next_id = IdMaker()
+        self.next_id = IdMaker(os.urandom)
         self.tasks = TaskCache(store, clock)
         self.memory = MemoryGuard(store, clock, options.limits.memory_percent)
         self.parser = SubmissionParser()

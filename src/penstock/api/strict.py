@@ -47,8 +47,12 @@ def check_nesting(text: bytes) -> None:
     Raises:
         ApiError: more than 100 levels.
     """
-    # Few texts have so many brackets at all, and counting them is the cheapest of checks.
-    if text.count(b"[") + text.count(b"{") <= NESTING_LEVELS or nesting(text) <= NESTING_LEVELS:
+    # Few texts are so long or have so many brackets at all, and counting them is the cheapest of checks.
+    if (
+        len(text) <= NESTING_LEVELS
+        or text.count(b"[") + text.count(b"{") <= NESTING_LEVELS
+        or nesting(text) <= NESTING_LEVELS
+    ):
         return
     raise too_deep(_deep_field(text))
 

@@ -16,6 +16,7 @@ from penstock.api.problems import BODY_TOO_LARGE, ApiError, field_error, from_ex
 from penstock.api.strict import BodyDecoder, check_nesting, not_json, validation_error
 from penstock.core.ids import JobId, at_home, digest_of, home_of, home_of_digest
 from penstock.core.job import (
+    NO_OPTIONS,
     HeldUntil,
     Idempotency,
     JobOptions,
@@ -42,7 +43,6 @@ _QUOTED_KEY = re.compile(r'"(?P<key>[^"]*)"(?:\s*;\s*for=(?P<seconds>\d{1,9}))?'
 _LONGEST_FOR_S = 366 * 86_400
 #: A unique key may be held for so long by time alone.
 LONGEST_UNIQUE_MS = 366 * DAY_MS
-_NO_OPTIONS = JobOptions()
 
 Duration = Annotated[
     float | str,
@@ -264,7 +264,7 @@ def _new_job(body: SubmitBody, value: bytes, submission: Submission, checker: Ch
         checker.wrong("type", "not_allowed", f"must be one of {', '.join(TYPES)}")
     queue = body.queue
     if queue is None:
-        known = submission.tasks.get(handler_name(body.type, task))
+        known = submission.tasks.get(handler_name(body.type, task)) if submission.tasks else None
         queue = (known.queue if known is not None else None) or submission.defaults.queue
     else:
         checker.queue("queue", queue)
@@ -291,7 +291,7 @@ def _new_job(body: SubmitBody, value: bytes, submission: Submission, checker: Ch
         delay_ms=delay_ms,
         expires_at_ms=expires_at_ms,
         expires_in_ms=expires_in_ms,
-        retention_ms=checker.duration("retention", body.retention),
+        retention_ms=None if body.retention is None else checker.duration("retention", body.retention),
     )
 
 
@@ -364,7 +364,7 @@ def _options(body: SubmitBody, traceparent: str | None, checker: Checker) -> Job
         and not body.metadata
         and traceparent is None
     ):
-        return _NO_OPTIONS
+        return NO_OPTIONS
     if body.max_attempts is not None:
         checker.number("max_attempts", body.max_attempts, 1, MAX_ATTEMPTS)
     checker.items("tags", body.tags, TAGS)

@@ -32,7 +32,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: Time | None = None
 
 
-class BatchItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class BatchItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Answer one item of a batch: `id` and `status`, or `error`. `replayed`: its `idempotency_key` was used before.
 
     `existing`: another job holds its `unique_key`, and `id` and `status` are of that one.

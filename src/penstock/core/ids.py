@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import re
 from binascii import crc_hqx
+from collections.abc import Callable, Mapping
 from typing import NewType
 
 JobId = NewType("JobId", str)
@@ -28,6 +29,42 @@ def make_job_id(*, unix_ms: int, home: int, random_bits: int) -> JobId:
     value = (unix_ms & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (home & 0xFFF) << 64 | 0b10 << 62
     text = f"{value | (random_bits & 0x3FFF_FFFF_FFFF_FFFF):032x}"
     return JobId(f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}")
+
+
+class IdMaker:
+    """Make job ids at homes drawn at random; not shared between processes.
+
+    ``random_bytes`` returns so many bytes of good randomness; it is asked for hundreds of ids at once.
+    """
+
+    _STOCK = 400
+    _BYTES = 10
+    #: RFC 9562's variant, with the two random bits that a digit has left.
+    _VARIANTS: Mapping[str, str] = {f"{digit:x}": "89ab"[digit & 3] for digit in range(16)}
+
+    def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
+        self._random_bytes = random_bytes
+        self._tails: list[str] = []
+        self._unix_ms = -1
+        self._head = ""
+
+    def __call__(self, unix_ms: int) -> JobId:
+        """Return a new id of that Unix time."""
+        if unix_ms != self._unix_ms:
+            digits = f"{unix_ms & 0xFFFF_FFFF_FFFF:012x}"
+            self._unix_ms, self._head = unix_ms, f"{digits[:8]}-{digits[8:]}-7"
+        if not self._tails:
+            self._tails = self._make_tails()
+        return JobId(self._head + self._tails.pop())
+
+    def _make_tails(self) -> list[str]:
+        """Return what follows the time and the version: the home, the variant and the rest."""
+        digits = self._random_bytes(self._BYTES * self._STOCK).hex()
+        variants = self._VARIANTS
+        return [
+            f"{digits[at : at + 3]}-{variants[digits[at + 3]]}{digits[at + 4 : at + 7]}-{digits[at + 7 : at + 19]}"
+            for at in range(0, len(digits), self._BYTES * 2)
+        ]
 
 
 def parse_job_id(text: str) -> JobId | None:

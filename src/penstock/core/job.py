@@ -31,6 +31,10 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scheduled_for_ms: int | None = None
 
 
+#: What most jobs have.
+NO_OPTIONS = JobOptions()
+
+
 class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
     """Make a submit safe to repeat: the same key with the same fingerprint answers as the first time, for ``keep_ms``.
 
@@ -69,7 +73,7 @@ class Unique(msgspec.Struct, frozen=True, kw_only=True):
     on_conflict: OnConflict = OnConflict.REJECT
 
 
-class NewJob(msgspec.Struct, frozen=True, kw_only=True):
+class NewJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Describe one job to submit; ``input`` is JSON text.
 
     ``run_at_ms`` is Unix ms, ``delay_ms`` counts from the store's clock; at most one of the two. The same for
@@ -82,7 +86,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "task"
     queue: str = "default"
     priority: Priority = Priority.NORMAL
-    options: JobOptions = JobOptions()
+    options: JobOptions = NO_OPTIONS
     run_at_ms: int | None = None
     delay_ms: int | None = None
     expires_at_ms: int | None = None
@@ -92,7 +96,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     unique: Unique | None = None
 
 
-class Submitted(msgspec.Struct, frozen=True, kw_only=True):
+class Submitted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Answer one submit. ``created`` is false when a job of that id already stood (a repeated submit).
 
     ``replayed`` says that the idempotency key was used before: the rest is the first answer, whatever came of the job.

@@ -10,6 +10,7 @@ import msgspec
 from penstock.core.errors import KeyHeld, KeyReused, QueueFull, StoreError
 from penstock.core.ids import JobId, Token
 from penstock.core.job import (
+    NO_OPTIONS,
     Attempt,
     ChangeCode,
     Changed,
@@ -26,7 +27,6 @@ from penstock.core.job import (
 from penstock.core.output import Followed, Output, OutputCode, OutputEntry, OutputKind, make_mark, merge
 from penstock.core.states import AttemptOutcome, Priority, Reason, State
 
-NO_OPTIONS = JobOptions()
 pack = msgspec.msgpack.Encoder().encode
 _encode_options = msgspec.json.Encoder().encode
 _decode_options = msgspec.json.Decoder(JobOptions).decode
@@ -46,33 +46,35 @@ def number(value: bytes | int | None) -> int | None:
     return None if value is None or value == b"" else int(value)
 
 
-def new_job_item(job: NewJob) -> list[str | int | None]:
+def new_job_item(job: NewJob) -> list[Any]:
     """Return the submit script's item.
 
     Raises:
         UnicodeDecodeError: the input is not UTF-8, so it is not JSON.
     """
-    return [
+    options = job.options
+    item = [
         job.id,
         job.task,
         job.type,
         job.queue,
-        job.priority.value,
+        job.priority,
         job.input.decode(),
-        "" if job.options == NO_OPTIONS else _encode_options(job.options).decode(),
+        # The common case is one object, and comparing all its fields would cost as much as the rest of the item.
+        "" if options is NO_OPTIONS or options == NO_OPTIONS else _encode_options(options).decode(),
         job.run_at_ms,
         job.delay_ms,
         job.expires_at_ms,
         job.expires_in_ms,
         job.retention_ms,
-        *_once_fields(job),
     ]
+    if job.idempotency is not None or job.unique is not None:
+        item += _once_fields(job)
+    return item
 
 
 def _once_fields(job: NewJob) -> tuple[str | int | None, ...]:
     once, unique = job.idempotency, job.unique
-    if once is None and unique is None:
-        return ()
     fields = (once.key, once.fingerprint, once.keep_ms) if once else (None, None, None)
     if unique is None:
         return fields
@@ -82,6 +84,26 @@ def _once_fields(job: NewJob) -> tuple[str | int | None, ...]:
 
 def submitted(answer: Sequence[Any], queue: str = "") -> Submitted | Exception:
     """Read the submit script's answer to one item for a queue, or that of reserve where it replays."""
+    code = answer[0]
+    if code != b"created" and code in _REFUSALS:
+        return _refusal(answer, queue)
+    _, job_id, status, created, due, expires, *existing = answer
+    return Submitted(
+        id=JobId(job_id.decode()),
+        state=STATES[status],
+        created=code == b"created",
+        created_at_ms=int(created),
+        run_at_ms=int(due) if due else None,
+        expires_at_ms=int(expires) if expires else None,
+        replayed=code == b"replayed",
+        existing=bool(existing),
+    )
+
+
+_REFUSALS = frozenset({b"full", b"error", b"reused", b"held", b"reserved"})
+
+
+def _refusal(answer: Sequence[Any], queue: str) -> Exception:
     if answer[0] == b"full":
         return QueueFull(queue)
     if answer[0] == b"error":
@@ -90,19 +112,7 @@ def submitted(answer: Sequence[Any], queue: str = "") -> Submitted | Exception:
         return KeyReused(answer[1].decode())
     if answer[0] == b"held":
         return KeyHeld(answer[1].decode(), answer[2].decode())
-    if answer[0] == b"reserved":
-        return ItemError("the idempotency key is reserved for a job of another partition")
-    code, job_id, status, created, due, expires, *existing = answer
-    return Submitted(
-        id=JobId(job_id.decode()),
-        state=STATES[status],
-        created=code == b"created",
-        created_at_ms=int(created),
-        run_at_ms=number(due),
-        expires_at_ms=number(expires),
-        replayed=code == b"replayed",
-        existing=bool(existing),
-    )
+    return ItemError("the idempotency key is reserved for a job of another partition")
 
 
 def confirm_fields(job_id: JobId, answer: Submitted | Exception) -> list[str | int]:

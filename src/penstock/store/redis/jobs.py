@@ -60,6 +60,8 @@ TASK_KEPT_MS = DAY_MS
 _ITEM_BYTES = 300
 _ENTRY_BYTES = 100
 _NO_BOUNDS = pack({})
+#: Full calls of submits that are away at once: the server runs one while the next is packed and the last one is read.
+_SUBMITS_AHEAD = 3
 
 
 class RedisJobs:
@@ -72,8 +74,10 @@ class RedisJobs:
         self._retention = (limits.retention_ms, limits.failed_retention_ms)
         self._dead_cap = max(1, limits.dead_letters // self.partitions)
         self._finished_cap = max(1, limits.finished_jobs // self.partitions)
+        # Calls on several connections, as durable ones are, would let later jobs overtake earlier ones.
+        ahead = 1 if connection.barrier.is_on else _SUBMITS_AHEAD
         self._submits = [
-            Group(self._submit_call(partition), lambda job: len(job.input) + _ITEM_BYTES)
+            Group(self._submit_call(partition), lambda job: len(job.input) + _ITEM_BYTES, ahead=ahead)
             for partition in range(self.partitions)
         ]
         self._settles = [
@@ -109,6 +113,8 @@ class RedisJobs:
                 return [answers[index] for index in range(len(jobs))]
             bounds = self._depth_bounds(jobs)
             reply = await self._connection.script("submit", partition, packed, bounds, *self._retention, durable=True)
+            if not answers:
+                return [submitted(answer, job.queue) for answer, job in zip(reply, jobs, strict=True)]
             replies = iter(reply)
             return [
                 answers[index] if index in answers else submitted(next(replies), job.queue)
