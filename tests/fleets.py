@@ -10,14 +10,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import redis
 
+from tests import waiting
 from tests.missing import skip_or_fail
 
 READY = "Ready to accept connections"
@@ -83,17 +82,7 @@ def free_port() -> int:
 
 def until(tell: Callable[[], Any], what: str, *, patience_s: float = PATIENCE_S) -> Any:
     """Ask until the answer is true, a few times a second; servers that find each other send no signal."""
-    end = time.monotonic() + patience_s
-    pause = threading.Event()
-    last: Exception | None = None
-    while time.monotonic() < end:
-        try:
-            if found := tell():
-                return found
-        except (redis.RedisError, OSError) as error:
-            last = error
-        pause.wait(0.05)
-    raise AssertionError(f"{what} did not happen within {patience_s:g} s ({last})")
+    return waiting.until(tell, what, seconds=patience_s, pause_s=0.05, trouble=(redis.RedisError, OSError))
 
 
 @dataclasses.dataclass(eq=False)

@@ -13,6 +13,7 @@ import redis
 
 from tests import fleets
 from tests.chaos.scene import Bite, Fault, Mark, Scene
+from tests.waiting import in_time
 
 DOWN_AFTER_MS = 1_500
 #: An API that must have every job on all that may be elected.
@@ -95,12 +96,7 @@ class FleetFaults:
 
     async def _until(self, condition: Callable[[], bool], seconds: float = _FAILOVER_S) -> bool:
         """Ask the servers again and again, off the loop."""
-        end = time.monotonic() + seconds
-        while not await asyncio.to_thread(condition):
-            if time.monotonic() > end:
-                return False
-            await asyncio.sleep(0.05)
-        return True
+        return await in_time(lambda: asyncio.to_thread(condition), seconds, pause_s=0.05)
 
     async def _whole(self) -> fleets.Node | None:
         await self._until(self._servers.is_whole)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-import time
 from collections.abc import Awaitable, Callable
 
 from tests.chaos.ledger import Runs, Submitters
 from tests.chaos.stack import Member, Stack
 from tests.chaos.verdict import Gap
+from tests.waiting import in_time
 
 Fault = Callable[[], Awaitable["Bite"]]
 
@@ -51,12 +51,7 @@ class Scene:
 
     async def until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
         """Look again and again; tell whether it came true in time."""
-        end = time.monotonic() + (self.look_s if seconds is None else seconds)
-        while not condition():
-            if time.monotonic() > end:
-                return False
-            await asyncio.sleep(0.02)
-        return True
+        return await in_time(condition, self.look_s if seconds is None else seconds)
 
     async def busy_worker(self) -> Member:
         """Choose a worker and wait until it runs jobs."""
@@ -76,10 +71,13 @@ class Scene:
 
     async def until_errors(self, code: str, before: int, *, least_s: float = 1.0) -> int:
         """Wait at least a while, and until the error was answered."""
-        end = time.monotonic() + self.look_s
-        await asyncio.sleep(least_s)
-        while True:
+        count = 0
+
+        async def met() -> bool:
+            nonlocal count
             count = await self.errors(code) - before
-            if count > 0 or time.monotonic() > end:
-                return count
-            await asyncio.sleep(0.1)
+            return count > 0
+
+        await asyncio.sleep(least_s)
+        await in_time(met, self.look_s, pause_s=0.1)
+        return count

@@ -14,6 +14,7 @@ from penstock.store.keys import PartitionKeys
 from tests.chaos.scene import Bite, Fault, Mark, Scene
 from tests.chaos.stack import NAMESPACE
 from tests.chaos.verdict import Gap
+from tests.waiting import in_time
 
 #: What `appendfsync everysec` may lose; Valkey puts a slow sync off by one more second at most.
 FORGOTTEN_S = 1.0
@@ -100,17 +101,16 @@ class ServerFaults:
             await admin.config_set("maxmemory", "1mb")
             try:
                 before = await self._counts()
-                end = time.monotonic() + scene.look_s
-                while True:
+                under_limit = (0, 0, 0)
+
+                async def bites() -> bool:
+                    nonlocal under_limit
                     now = await self._counts()
-                    under_limit = (
-                        refused(),
-                        now["started"] - before["started"],
-                        now["completed"] - before["completed"],
-                    )
-                    if min(under_limit) > 3 or time.monotonic() > end:
-                        break
-                    await asyncio.sleep(0.05)
+                    done = {name: now[name] - before[name] for name in ("started", "completed")}
+                    under_limit = (refused(), done["started"], done["completed"])
+                    return min(under_limit) > 3
+
+                await in_time(bites, scene.look_s, pause_s=0.05)
                 met = await scene.errors("OOM") - errors
             finally:
                 await admin.config_set("maxmemory", "0")
@@ -167,15 +167,20 @@ class ServerFaults:
         assert process is not None
         errors = await self._scene.errors("MISCONF")
         await asyncio.to_thread(fill)
-        end = time.monotonic() + self._scene.look_s
         count = 0
+
+        async def met() -> bool:
+            nonlocal count
+            if process.poll() is not None:
+                return True
+            try:
+                count = await self._scene.errors("MISCONF") - errors
+            except redis.exceptions.RedisError:
+                return True
+            return count > 0
+
         try:
-            while process.poll() is None and count == 0 and time.monotonic() < end:
-                await asyncio.sleep(0.05)
-                try:
-                    count = await self._scene.errors("MISCONF") - errors
-                except redis.exceptions.RedisError:
-                    break
+            await in_time(met, self._scene.look_s, pause_s=0.05)
             ended = count == 0 and await self._scene.until(lambda: process.poll() is not None)
         finally:
             free()

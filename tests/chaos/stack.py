@@ -20,6 +20,7 @@ import redis.asyncio
 from tests import fleets
 from tests.chaos.disk import Disk
 from tests.chaos.wire import Wire
+from tests.waiting import insist
 
 LEASE_S = 3.0
 DRAIN_S = 2.0
@@ -71,14 +72,13 @@ class Valkey:
         # Python ignores SIGXFSZ and hands that on: past its file size limit the server sees a write error, as on a
         # full disk, instead of dying of the signal.
         self.process = subprocess.Popen(command, restore_signals=False)  # noqa: ASYNC220 - takes a few ms
-        while True:
-            try:
-                async with self.admin() as admin:
-                    await admin.ping()
-                    return
-            except redis.exceptions.RedisError:
-                assert self.process.poll() is None, self._log.read_text()[-2000:]
-                await asyncio.sleep(0.01)
+        await insist(self._ping, self._log.read_text, trouble=(redis.exceptions.RedisError,))
+
+    async def _ping(self) -> None:
+        assert self.process is not None
+        assert self.process.poll() is None, self._log.read_text()[-2000:]
+        async with self.admin() as admin:
+            await admin.ping()
 
     @contextlib.asynccontextmanager
     async def admin(self) -> collections.abc.AsyncIterator[redis.asyncio.Redis]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import dataclasses
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from penstock.store.audit import audit
 from penstock.store.redis.store import RedisStore
 from tests.chaos.ledger import Accepted, Runs, Submitters
 from tests.chaos.stack import NAMESPACE
+from tests.waiting import in_time
 
 END_S = 240.0
 _KEPT_ATTEMPTS = 20
@@ -161,14 +161,16 @@ async def _foreign_keys(store: RedisStore) -> list[str]:
 async def settled(url: str, *, patience_s: float = END_S) -> None:
     """Wait until nothing waits or runs any more."""
     store = RedisStore(StoreOptions(redis_url=url, namespace=NAMESPACE))
+    idle = 0
+
+    async def is_twice_idle() -> bool:
+        nonlocal idle
+        idle = idle + 1 if await _is_idle(store) else 0
+        return idle == 2
+
     try:
-        async with asyncio.timeout(patience_s):
-            idle = 0
-            while idle < 2:
-                idle = idle + 1 if await _is_idle(store) else 0
-                await asyncio.sleep(0.1)
-    except TimeoutError:
-        pass  # the verdict names what is not final
+        # What is not final in time, the verdict names.
+        await in_time(is_twice_idle, patience_s, pause_s=0.1)
     finally:
         await store.close()
 

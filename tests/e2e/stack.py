@@ -8,26 +8,24 @@ import select
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from penstock.client import Client
+from tests.waiting import Log, until
 
 PENSTOCK = [sys.executable, "-P", "-m", "penstock"]
 IS_LINUX = sys.platform == "linux"
 
 
-def until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Look every 10 ms for what cannot wake us, bounded; return whether it came true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() >= deadline:
-            return False
-        select.select([], [], [], 0.01)
-    return True
+def wait_running(client: Client, job_id: str) -> None:
+    """Wait until a job runs; the server tells who follows it."""
+    for event in client.events(job_id):
+        if event.job is not None and event.job.status == "running":
+            return
+    raise AssertionError(f"{client.get(job_id)} never ran")
 
 
 class Folder:
@@ -41,6 +39,7 @@ class Folder:
             for name, value in os.environ.items()
             if not name.startswith(("PENSTOCK_", "REDIS_")) or name.startswith("COV")
         } | {"TEST_MARK": self.mark, "PENSTOCK_LOG_LEVEL": "warning"}
+        self.log = Log()
         self.runs: list[subprocess.Popen[str]] = []
         self.url = ""
         self._read: dict[int, bytearray] = {}
@@ -66,16 +65,15 @@ class Folder:
 
     def start(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """Start a command in a process group of its own, as a shell does."""
-        with (self.path / "stderr").open("a") as stderr:
-            run = subprocess.Popen(
-                [*PENSTOCK, *arguments],
-                cwd=self.path,
-                env=self.env | (env or {}),
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                start_new_session=True,
-            )
+        run = subprocess.Popen(
+            [*PENSTOCK, *arguments],
+            cwd=self.path,
+            env=self.env | (env or {}),
+            stdout=subprocess.PIPE,
+            stderr=self.log.writer,
+            text=True,
+            start_new_session=True,
+        )
         self.runs.append(run)
         return run
 
@@ -99,7 +97,7 @@ class Folder:
         return line.decode()
 
     def stderr(self) -> str:
-        return (self.path / "stderr").read_text()
+        return self.log.text()
 
     def client(self, **options: Any) -> Client:
         return Client(self.url, **options)
@@ -112,7 +110,7 @@ class Folder:
             workers = httpx.get(f"{self.url}/workers").json()["items"]
             return any(name in worker["tasks"] for worker in workers)
 
-        assert until(announced, 30), self.stderr()
+        until(announced, lambda: f"a worker that knows {name}:\n{self.stderr()}", seconds=30)
 
     def interrupt(self, run: subprocess.Popen[str]) -> int:
         """Press Ctrl-C: the signal goes to the whole process group; return the exit code."""
@@ -149,7 +147,12 @@ class Folder:
                 run.wait()
             if run.stdout is not None:
                 run.stdout.close()
-        assert until(lambda: not self.processes(), 10), self.processes()
+        self.all_gone()
+        self.log.close()
+
+    def all_gone(self, seconds: float = 10) -> None:
+        """Wait until nothing runs any more that was started here."""
+        until(lambda: not self.processes(), self.processes, seconds=seconds)
 
 
 def one_line(done: subprocess.CompletedProcess[str], words: Sequence[str]) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.stack import IS_LINUX, until
+from tests.e2e.stack import IS_LINUX
+from tests.waiting import Log, until
 
 pytestmark = pytest.mark.skipif(not IS_LINUX, reason="faults are given by way of /proc, so they need Linux")
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,24 +25,20 @@ LIMIT_S = 800
 
 
 class Run:
-    """Run the short form; what it says goes to a file."""
+    """Run the short form, and read what it says."""
 
     def __init__(self, folder: Path, seed: str) -> None:
-        self._said = folder / "said"
+        self.log = Log()
         foreign = ("CHAOS_", "COV", "PENSTOCK_", "REDIS_")
         env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        with self._said.open("w") as said:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.run", "--short"],
-                cwd=ROOT,
-                env=env | {"CHAOS_SEED": seed, "TMPDIR": str(folder)},
-                stdout=said,
-                stderr=said,
-            )
-
-    @property
-    def said(self) -> str:
-        return self._said.read_text()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.chaos.run", "--short"],
+            cwd=ROOT,
+            env=env | {"CHAOS_SEED": seed, "TMPDIR": str(folder)},
+            stdout=self.log.writer,
+            stderr=self.log.writer,
+        )
+        self.said = ""
 
     def end(self) -> None:
         """End it the gentle way, which ends what it started."""
@@ -51,6 +48,8 @@ class Run:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.said = self.log.text()
+        self.log.close()
 
 
 def left_in(folder: Path) -> list[str]:
@@ -85,17 +84,17 @@ def test_nothing_is_lost_or_finished_twice_whatever_breaks(folder: Path) -> None
     assert code == 0, run.said
     assert "| accepted and lost | 0 |" in run.said
     assert "| finished more than once | 0 |" in run.said
-    assert until(lambda: not left_in(folder), 30), left_in(folder)
+    until(lambda: not left_in(folder), lambda: left_in(folder))
 
 
 @pytest.mark.timeout(300)
 def test_a_run_that_is_stopped_leaves_nothing_behind(folder: Path) -> None:
     run = Run(folder, seed="1")
     try:
-        assert until(lambda: "\nload\n" in run.said or run.process.poll() is not None, 150), run.said
-        assert left_in(folder), run.said
+        run.log.until("\nload\n", seconds=150)
+        assert left_in(folder)
     finally:
         run.end()
     assert run.process.returncode == 128 + signal.SIGTERM, run.said
-    assert until(lambda: not left_in(folder), 30), left_in(folder)
+    until(lambda: not left_in(folder), lambda: left_in(folder))
     assert list(folder.glob("penstock-chaos-*")) == []

@@ -10,7 +10,8 @@ import redis
 
 from penstock.client import AsyncClient, JobFailed, JobNotFound, RequestRejected, StateConflict
 from penstock.embedded import find_instance
-from tests.e2e.stack import Folder, one_line, until
+from tests.e2e.stack import Folder, one_line
+from tests.waiting import until
 
 REPOSITORY = Path(__file__).parents[2]
 NO_JOB = "01a20ab1-68ea-7033-afc6-5f4dab454df9"
@@ -114,7 +115,7 @@ def test_demo_shows_each_step(running: Folder) -> None:
 def test_health(running: Folder) -> None:
     assert running.json("health")["ok"] is True
     # A worker announces itself before its first claim, and is well from then on.
-    assert until(lambda: running.run("health", "--worker").returncode == 0, 30)
+    until(lambda: running.run("health", "--worker").returncode == 0, "a worker that is well")
     done = running.run("health", "--url", "http://127.0.0.1:1")
     assert done.returncode == 3
 
@@ -181,7 +182,7 @@ def test_the_client(running: Folder) -> None:
         assert all(item.error is None for item in submitted)
         last = client.wait(str(submitted[-1].id), timeout=60)
         assert (last.result, last.tags) == (2_999, ("many",))
-        assert until(lambda: all(queue.waiting == queue.running == 0 for queue in client.queues()), 60)
+        until(lambda: all(queue.waiting == queue.running == 0 for queue in client.queues()), "empty queues")
 
         mixed = list(client.submit_many([("echo", 1), {"task": "echo", "bogus": 1}, ("echo", 2)]))
         assert [item.error is None for item in mixed] == [True, False, True]

@@ -14,8 +14,9 @@ import pytest
 
 from penstock.embedded import find_instance
 from penstock.embedded.ports import free_port
-from tests.e2e.stack import IS_LINUX, Folder, one_line, until
+from tests.e2e.stack import IS_LINUX, Folder, one_line, wait_running
 from tests.missing import skip_or_fail
+from tests.waiting import until
 
 
 def test_what_is_printed_can_be_pasted(folder: Folder) -> None:
@@ -74,7 +75,7 @@ def test_a_stop_hands_running_jobs_back_uncounted(folder: Folder) -> None:
     run = folder.up("--drain", "0")
     with folder.client() as client:
         job = client.submit("sleep", {"seconds": 2})
-        assert until(lambda: client.get(job.id).status == "running", 10)
+        wait_running(client, job.id)
     assert folder.interrupt(run) == 0
 
     folder.up()
@@ -87,16 +88,16 @@ def test_a_second_signal_hands_running_jobs_back_at_once(folder: Folder) -> None
     run = folder.up("--drain", "1h", env={"PENSTOCK_LOG_LEVEL": "info"})
     with folder.client() as client:
         job = client.submit("sleep", {"seconds": 3_000})
-        assert until(lambda: client.get(job.id).status == "running", 10)
+        wait_running(client, job.id)
     run.send_signal(signal.SIGINT)
-    assert until(lambda: "worker.stopping" in folder.stderr(), 10)
+    folder.log.until("worker.stopping")
 
     def ended() -> bool:
         # Again and again: what comes within a quarter of a second counts as the same key press.
         run.send_signal(signal.SIGINT)
         return run.poll() is not None
 
-    assert until(ended, 20)
+    until(ended, folder.stderr)
     assert run.returncode == 0
     assert "worker.hastened" in folder.stderr()
 
@@ -123,14 +124,14 @@ def test_a_cancel_outlives_a_restart_of_everything(folder: Folder) -> None:
     folder.wait_for_task("deaf")
     with folder.client() as client:
         job = client.submit("deaf")
-        assert until((folder.path / "starts").exists, 30)
+        until((folder.path / "starts").exists, "a start")
         asked = httpx.post(f"{folder.url}/jobs/{job.id}/cancel")
         assert asked.status_code == 202
         assert asked.json()["status"] == "running"
         # Everything: the API, the worker with the handler in it, and Valkey.
         run.kill()
         run.wait()
-        assert until(lambda: not folder.processes(), 30), folder.processes()
+        folder.all_gone(30)
 
     folder.up(*arguments)
     with folder.client() as client:
@@ -151,7 +152,7 @@ def test_a_killed_supervisor_takes_its_children_along(folder: Folder) -> None:
     run.kill()
     run.wait()
     killed_at = time.monotonic()
-    assert until(lambda: not folder.processes(), 10), folder.processes()
+    folder.all_gone()
     assert time.monotonic() - killed_at < 2
 
     folder.up()
@@ -229,7 +230,7 @@ def test_a_killed_worker_comes_back(folder: Folder) -> None:
     folder.up("--lease", "2s")
     with folder.client() as client:
         job = client.submit("sleep", {"seconds": 1})
-        assert until(lambda: client.get(job.id).status == "running", 10)
+        wait_running(client, job.id)
         workers = httpx.get(f"{folder.url}/workers").json()["items"]
         os.kill(workers[0]["pid"], signal.SIGKILL)
         assert client.wait(job.id, timeout=60).status == "completed"

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import redis
 
 from penstock.embedded import Instance, find_instance
 from penstock.embedded.ports import free_port
+from tests.waiting import Log, wait_gone
 
 # What tells of itself by datagrams: they queue in the order of sending, across processes.
 _TELL = """
@@ -103,38 +103,6 @@ except EmbeddedError as error:
 IS_LINUX = sys.platform == "linux"
 
 
-def wait_gone(pid: int, seconds: float) -> bool:
-    """Wait until a process, not only of ours, has ended; return whether it did in time."""
-    if hasattr(os, "pidfd_open"):
-        try:
-            descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return True
-        try:
-            return bool(select.select([descriptor], [], [], seconds)[0])
-        finally:
-            os.close(descriptor)
-    return until(lambda: not _exists(pid), seconds)
-
-
-def until(condition: Any, seconds: float = 10.0) -> bool:
-    """Look every 10 ms for what cannot wake us, bounded; return whether it came true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() >= deadline:
-            return False
-        select.select([], [], [], 0.01)
-    return True
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 class Stack:
     """Run one stack after another on a data folder."""
 
@@ -143,6 +111,7 @@ class Stack:
         self.folder = folder
         self.port = free_port()
         self.mark = f"TEST_MARK={uuid.uuid4().hex}"
+        self.log = Log()
         self.told: list[str] = []
         self.worker_pids: list[int] = []
         """The last worker that started, its child in the same group, its child in a session of its own."""
@@ -163,14 +132,13 @@ class Stack:
         }
         name, _, value = self.mark.partition("=")
         environment = {**os.environ, name: value, "TEST_EVENTS_PORT": str(self._events.getsockname()[1]), **(env or {})}
-        with (self.folder / "stderr").open("ab") as stderr:
-            run = subprocess.Popen(
-                [sys.executable, "-c", _RUNNER, json.dumps(given)],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,
-            )
+        run = subprocess.Popen(
+            [sys.executable, "-c", _RUNNER, json.dumps(given)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=self.log.writer,
+            start_new_session=True,
+        )
         self._runs.append(run)
         return run
 
@@ -189,7 +157,7 @@ class Stack:
         return run.stdout.readline() == b"ready\n"
 
     def stderr(self) -> str:
-        return (self.folder / "stderr").read_text()
+        return self.log.text()
 
     def instance(self) -> Instance:
         instance = find_instance(self.data_dir)
@@ -245,6 +213,7 @@ class Stack:
                 continue
             wait_gone(pid, 5)
         self._events.close()
+        self.log.close()
 
 
 def stack_in(folder: Path) -> Iterator[Stack]:

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import redis.asyncio
 
 from penstock.core.durability import Durability
 from penstock.core.errors import NotDurable, StoreUnfit
@@ -24,6 +25,7 @@ from tests.conformance import schedules
 from tests.integration.api_support import api_process
 from tests.integration.power_cut import cut_back, synced_bytes, tracing
 from tests.integration.store_support import Server, new_job, server_in, store_at, submit
+from tests.waiting import until_async
 
 PATIENCE_S = 60.0
 #: Long enough for any disk under load, as a limit that no test waits for.
@@ -32,13 +34,6 @@ SHORT_MS = 300
 Api = tuple[Server, str]
 
 pytestmark = pytest.mark.not_on("redis7", "redis7-tls", reason="WAITAOF came with Redis 7.2")
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Look every 10 ms for what cannot wake us, bounded."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not await condition():  # noqa: ASYNC110 - another process's state has no event
-            await asyncio.sleep(0.01)
 
 
 def fsync(timeout_ms: int = LONG_MS) -> dict[str, Any]:
@@ -140,7 +135,7 @@ async def test_a_wait_holds_up_nothing_else(server: Server, namespace: str) -> N
         standing = await submit(store)
         await config_set(store, "appendfsync", "no")
         waiting = asyncio.create_task(client.post("/submit", json={"task": "echo"}))
-        await until(lambda: is_blocked(store))
+        await until_async(lambda: is_blocked(store), "a call that the server holds up")
         assert (await client.get("/health")).status_code == 200
         assert (await client.get(f"/jobs/{standing}")).status_code == 200
         assert (await client.post(f"/jobs/{standing}/cancel")).status_code == 200
@@ -167,7 +162,7 @@ async def test_a_group_waits_once(server: Server, namespace: str) -> None:
         await store.check()
         await config_set(other, "appendfsync", "no")
         first = asyncio.create_task(submit(store))
-        await until(lambda: is_blocked(other))
+        await until_async(lambda: is_blocked(other), "a call that the server holds up")
         group = [asyncio.create_task(submit(store)) for _ in range(50)]
         await asyncio.sleep(0)
         await release(other)
@@ -317,15 +312,19 @@ def pair(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
             yield primary, follower
 
 
-async def follows(store: RedisStore) -> bool:
-    return bool((await info(store, "replication")).get("slave0", {}).get("state") == "online")
+async def followed(server: Server) -> None:
+    """Wait until a replica is there and has all; the server tells who asks with WAIT."""
+    client = redis.asyncio.Redis.from_url(server.url, socket_timeout=PATIENCE_S)
+    try:
+        assert await client.wait(1, round(PATIENCE_S * 500)) == 1
+    finally:
+        await client.aclose()
 
 
 async def test_replica_means_that_the_replica_has_it(pair: tuple[Server, Server], namespace: str) -> None:
     primary, follower = pair
     job, key = {"task": "echo"}, {"idempotency-key": "k"}
-    async with store_at(primary.url, namespace) as store:
-        await until(lambda: follows(store))
+    await followed(primary)
     async with (
         api_at(primary.url, namespace, replica(500)) as client,
         api_at(primary.url, namespace, replica()) as patient,
@@ -347,8 +346,8 @@ async def test_replica_means_that_the_replica_has_it(pair: tuple[Server, Server]
 
 async def test_the_number_of_replicas_can_be_said(pair: tuple[Server, Server], namespace: str) -> None:
     primary, _ = pair
+    await followed(primary)
     async with store_at(primary.url, namespace) as other:
-        await until(lambda: follows(other))
         async with store_at(primary.url, namespace, **replica(replicas=1)) as store:
             await submit(store)
         async with store_at(primary.url, namespace, **replica(replicas=2)) as store:

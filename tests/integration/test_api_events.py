@@ -22,6 +22,7 @@ from penstock.core.output import NewEntry, Output, OutputCode, OutputKind
 from penstock.store import Store, StoreOptions, connect
 from penstock.store.memory import MemoryStore
 from tests.integration.api_support import WORKER, Work, api_process, app_of, client_of, free_port
+from tests.waiting import until_async
 
 PATIENCE_S = 60
 LEASE_MS = 600_000
@@ -239,10 +240,11 @@ async def test_many_followers_of_one_job(store: Store, valkey_url: str, namespac
 
 async def streams_are(client: AsyncClient, count: int) -> None:
     """Wait until the server shows so many open streams."""
-    end = time.monotonic() + PATIENCE_S
-    while f"penstock_event_streams {count}.0" not in (await client._http.get("/metrics")).text:
-        assert time.monotonic() < end
-        await asyncio.sleep(0.05)
+
+    async def shown() -> bool:
+        return f"penstock_event_streams {count}.0" in (await client._http.get("/metrics")).text
+
+    await until_async(shown, f"{count} open streams in the metrics", seconds=PATIENCE_S)
 
 
 async def test_a_client_that_leaves_frees_its_stream(store: Store, valkey_url: str, namespace: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from penstock.embedded import exit_with_parent
-from tests.integration.embedded_support import wait_gone
+from tests.waiting import wait_gone
 
 _CHILD = """
 import subprocess, sys

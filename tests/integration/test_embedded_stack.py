@@ -17,7 +17,8 @@ import pytest
 import redis
 
 from penstock.embedded import find_instance
-from tests.integration.embedded_support import IS_LINUX, Stack, stack_in, until, wait_gone
+from tests.integration.embedded_support import IS_LINUX, Stack, stack_in
+from tests.waiting import until, wait_gone
 
 only_linux = pytest.mark.skipif(not IS_LINUX, reason="the kernel's part of the lifeline")
 
@@ -133,7 +134,7 @@ def test_a_second_signal_hastens_but_the_data_is_safe(stack: Stack) -> None:
         client.set("last", "word")
     assert run.poll() is None
     # The first of these may come too soon to count as a decision of its own.
-    assert until(lambda: ended_by(run, signal.SIGINT))
+    until(lambda: ended_by(run, signal.SIGINT), stack.stderr)
     assert run.returncode == 0
     assert "at once" in stack.stderr()
     assert "bye bye" in (stack.data_dir / "valkey.log").read_text()
@@ -183,7 +184,7 @@ os.write(2, b"busy")
 re.match("(a+)+$", "a" * 60 + "b")
 """
     run = stack.start_ready(worker_argv=[sys.executable, "-c", busy])
-    assert until(lambda: "busy" in stack.stderr())
+    stack.log.until("busy")
     pids = stack.children().values()
     run.kill()
     assert all(wait_gone(pid, 2) for pid in pids)
@@ -271,7 +272,7 @@ def test_a_child_that_dies_is_started_again(stack: Stack, name: str) -> None:
     os.kill(old[name], signal.SIGKILL)
     if name != "valkey":
         stack.expect(f"{name} started")
-    assert until(lambda: stack.children().get(name) not in {None, old[name]})
+    until(lambda: stack.children().get(name) not in {None, old[name]}, f"another {name} in children.json")
     assert {child: pid for child, pid in stack.children().items() if child != name} == {
         child: pid for child, pid in old.items() if child != name
     }
@@ -284,7 +285,7 @@ def test_a_child_that_dies_is_started_again(stack: Stack, name: str) -> None:
             except redis.ConnectionError:  # down, or loading
                 return False
 
-    assert until(answers)
+    until(answers, "an answer of the server")
     assert f"{name} stopped (SIGKILL); starting it again in 0 s" in stack.stderr()
     stop(stack, run)
 
@@ -293,7 +294,7 @@ def test_a_child_that_dies_again_and_again_is_started_ever_slower(stack: Stack) 
     run = stack.start_ready(env={"TEST_WORKER_EXIT": "1"})
     for _ in range(2):
         stack.expect("worker started")
-    assert until(lambda: "again in 1 s" in stack.stderr())
+    stack.log.until("again in 1 s")
     assert "again in 0.5 s" in stack.stderr()
     stop(stack, run)
 
@@ -337,7 +338,7 @@ def test_a_signal_before_the_stack_is_ready_is_an_ordered_stop(stack: Stack) -> 
 @pytest.mark.parametrize("step", ["lock", "valkey.password", "valkey.conf", "valkey.log", "children.json"])
 def test_a_signal_at_any_step_of_the_start_leaves_nothing(stack: Stack, step: str) -> None:
     run = stack.start()
-    assert until((stack.data_dir / step).exists)
+    until((stack.data_dir / step).exists, step)
     stop(stack, run)
     run = stack.start_ready()
     stop(stack, run)
@@ -360,7 +361,7 @@ def test_a_redis_of_ones_own_is_handed_on_and_no_server_starts(stack: Stack) -> 
         redis_url="redis://127.0.0.1:1/3",
         worker_argv=["/bin/sh", "-c", 'echo "url $PENSTOCK_REDIS_URL" >&2; exec sleep 1000'],
     )
-    assert until(lambda: "url redis://127.0.0.1:1/3" in stack.stderr())
+    stack.log.until("url redis://127.0.0.1:1/3")
     assert sorted(stack.children()) == ["api", "worker"]
     assert stack.instance().redis_url == "redis://127.0.0.1:1/3"
     assert not (stack.data_dir / "valkey.log").exists()

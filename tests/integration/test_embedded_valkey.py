@@ -17,7 +17,8 @@ from penstock.embedded import FolderUnusable, ValkeyMissing, valkey
 from penstock.embedded.files import prepare_folder, write_private
 from penstock.embedded.instance import end_stale_children, record_children
 from penstock.embedded.processes import process_identity
-from tests.integration.embedded_support import Stack, stack_in, until, wait_gone
+from tests.integration.embedded_support import Stack, stack_in
+from tests.waiting import until, wait_gone
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_a_long_load_is_waited_for_beyond_the_time_to_answer(stack: Stack) -> No
             pipeline.set(f"key-{number}", "value" * 20)
         pipeline.execute()
         client.bgrewriteaof()
-        assert until(lambda: client.info("persistence")["aof_rewrite_in_progress"] == 0)
+        until(lambda: client.info("persistence")["aof_rewrite_in_progress"] == 0, "the end of the rewrite")
     stop(stack, run)
     run = stack.start_ready(
         valkey_extra="key-load-delay 500\nloading-process-events-interval-bytes 1024\n", valkey_ready_seconds=0.3
@@ -110,10 +111,10 @@ def test_a_long_load_can_be_interrupted(stack: Stack) -> None:
         for number in range(100):
             client.set(f"key-{number}", "value" * 20)
         client.bgrewriteaof()
-        assert until(lambda: client.info("persistence")["aof_rewrite_in_progress"] == 0)
+        until(lambda: client.info("persistence")["aof_rewrite_in_progress"] == 0, "the end of the rewrite")
     stop(stack, run)
     run = stack.start(valkey_extra="key-load-delay 20000\nloading-process-events-interval-bytes 1024\n")
-    assert until(lambda: "valkey is loading its data" in stack.stderr())
+    stack.log.until("valkey is loading its data")
     stop(stack, run)
     assert stack.marked() == []
     run = stack.start_ready()

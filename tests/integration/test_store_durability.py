@@ -19,6 +19,7 @@ from penstock.store.redis.store import RedisStore
 from tests import fleets
 from tests.integration.store_support import new_job, store_at, submit
 from tests.missing import skip_or_fail
+from tests.waiting import insist
 
 PARTITIONS = 8
 PATIENCE_S = 60.0
@@ -117,12 +118,7 @@ async def submit_until_killed(store: RedisStore, fleet: fleets.Fleet) -> list[Jo
 
 async def until_promoted(store: RedisStore) -> None:
     """Wait until the sentinels have made the replica the primary; they send no signal that is waited for here."""
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            with contextlib.suppress(StoreError):
-                await store.ping()
-                return
-            await asyncio.sleep(0.05)
+    await insist(store.ping, "a primary", trouble=(StoreError,), seconds=PATIENCE_S)
 
 
 async def test_a_redis_without_waitaof_is_refused_by_name(tmp_path: Path, namespace: str) -> None:

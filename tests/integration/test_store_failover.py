@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from penstock.core.states import State
 from penstock.store import StoreOptions, connect
 from penstock.store.audit import audit
 from penstock.store.redis.store import RedisStore
-from tests import fleets
+from tests import fleets, waiting
 from tests.fleets import Fleet, Node
 from tests.integration.store_support import new_job, submit
 from tests.integration.worker_support import working
@@ -56,14 +57,9 @@ def replicated(primary: Node) -> bool:
 
 async def insist(store: RedisStore, job: NewJob) -> JobId:
     """Submit until it is accepted, as a client does."""
-    while True:
-        try:
-            (answer,) = await store.submit([job])
-        except StoreUnavailable:
-            await asyncio.sleep(0.05)
-            continue
-        assert isinstance(answer, Submitted)
-        return job.id
+    (answer,) = await waiting.insist(lambda: store.submit([job]), "a submit is taken", trouble=(StoreUnavailable,))
+    assert isinstance(answer, Submitted)
+    return job.id
 
 
 async def finals(store: RedisStore, ids: set[JobId]) -> None:
@@ -71,13 +67,14 @@ async def finals(store: RedisStore, ids: set[JobId]) -> None:
     left = set(ids)
     while left:
         job_id = next(iter(left))
-        with contextlib.suppress(StoreUnavailable):
-            state = await store.wait_final(job_id, timeout_ms=2_000)
-            assert state is not None, f"{job_id} is gone"
-            if state.is_final:
-                left.discard(job_id)
-                continue
-        await asyncio.sleep(0.05)
+        state = await waiting.insist(
+            functools.partial(store.wait_final, job_id, timeout_ms=2_000),
+            "a wait is taken",
+            trouble=(StoreUnavailable,),
+        )
+        assert state is not None, f"{job_id} is gone"
+        if state.is_final:
+            left.discard(job_id)
 
 
 async def survive(fleet: Fleet, options: StoreOptions, strike: Callable[[Node], None]) -> float:

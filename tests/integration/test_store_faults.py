@@ -23,6 +23,7 @@ from penstock.store.protocol import JobStore
 from penstock.store.redis import jobs as jobs_module
 from penstock.store.redis import primary as primary_module
 from penstock.store.redis.store import RedisStore
+from tests import waiting
 from tests.integration.store_support import (
     WORKER,
     Server,
@@ -102,11 +103,7 @@ class KilledLoad:
         self._progress = asyncio.Condition()
 
     async def insist(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        while True:
-            try:
-                return await call()
-            except StoreUnavailable:
-                await asyncio.sleep(0.005)
+        return await waiting.insist(call, "a call is taken", trouble=(StoreUnavailable,))
 
     async def send(self, jobs: Sequence[NewJob]) -> None:
         for start in range(0, len(jobs), 50):
@@ -117,12 +114,7 @@ class KilledLoad:
         arguments = (WORKER, b"\x90", 500, 200, 0, 1, 1, b"\xc0")
         release = functools.partial(self.store.connection.script, "release_held", 0, *arguments)
         while len(self.done) < self.count:
-            try:
-                claimed = await claim(self.store, limit=20, nonce=f"nonce-{number}")
-            except StoreUnavailable:
-                # A store that was closed says so without a break in between.
-                await asyncio.sleep(0)
-                continue
+            claimed = await self.insist(functools.partial(claim, self.store, limit=20, nonce=f"nonce-{number}"))
             for job in claimed.jobs:
                 answer = await self.insist(functools.partial(settle, self.store, job))
                 assert answer.code in (SettleCode.DONE, SettleCode.REPEATED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 import signal
 import threading
@@ -18,10 +19,10 @@ from penstock.core.errors import StoreError, StoreFull, StoreUnavailable
 from penstock.core.states import State
 from penstock.store import StoreOptions, connect
 from penstock.store.redis import names as names_module
-from penstock.store.redis.store import RedisStore
 from tests.integration.api_support import app_of, client_of
 from tests.integration.store_support import Server, new_job, server_in, store_at
 from tests.integration.worker_support import working
+from tests.waiting import insist, until_async
 
 LIMIT_S = 120.0
 RDB = "snapshot.rdb"
@@ -59,7 +60,7 @@ async def misconf(server: Server, run: Callable[..., Awaitable[object]]) -> Call
     await run("CONFIG", "SET", "appendonly", "no")
     await run("CONFIG", "SET", "save", "3600 1")
     await run("BGSAVE")
-    await until(lambda: info_says(run, "rdb_last_bgsave_status", "err"))
+    await until_async(lambda: info_says(run, "rdb_last_bgsave_status", "err"), "a snapshot that failed")
     return lambda: run("CONFIG", "SET", "stop-writes-on-bgsave-error", "no")
 
 
@@ -86,13 +87,6 @@ async def info_says(run: Callable[..., Awaitable[object]], name: str, value: str
     info = await run("INFO", "persistence")
     assert isinstance(info, dict)
     return bool(info[name] == value)
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Look every 10 ms for what cannot wake us, bounded."""
-    async with asyncio.timeout(LIMIT_S):
-        while not await condition():  # noqa: ASYNC110 - another process's state has no event
-            await asyncio.sleep(0.01)
 
 
 #: What is done to the server, and what a submit gets meanwhile.
@@ -124,23 +118,9 @@ async def test_a_worker_goes_on_by_itself(server: Server, trouble: str) -> None:
         with pytest.raises(wanted):
             await store.submit([job])
         await end()
-        await insist(store, job)
-        await until(lambda: is_completed(store, job.id))
-
-
-async def insist(store: RedisStore, job: object) -> None:
-    while True:
-        with contextlib.suppress(StoreError):
-            await store.submit([job])  # type: ignore[list-item]
-            return
-        await asyncio.sleep(0.05)
-
-
-async def is_completed(store: RedisStore, job_id: object) -> bool:
-    with contextlib.suppress(StoreError):
-        record = await store.get(job_id)  # type: ignore[arg-type]
-        return record is not None and record.state is State.COMPLETED
-    return False
+        await insist(lambda: store.submit([job]), "a submit is taken", trouble=(StoreError,), seconds=LIMIT_S)
+        wait = functools.partial(store.wait_final, job.id, timeout_ms=30_000)
+        assert await insist(wait, "a wait is taken", trouble=(StoreError,), seconds=LIMIT_S) is State.COMPLETED
 
 
 async def scrape(client: httpx.AsyncClient) -> tuple[int, float]:
@@ -160,7 +140,7 @@ async def test_readiness_and_the_age_of_the_last_claim_show_an_outage(server: Se
         asyncio.timeout(LIMIT_S),
         working(store, connect=lambda: connect(options)),
     ):
-        await until(lambda: _is_up(client))
+        await until_async(lambda: _is_up(client), "metrics of a store that is up, and of a claim")
         _, before = await scrape(client)
         assert before >= 0
         server.kill()
@@ -173,9 +153,9 @@ async def test_readiness_and_the_age_of_the_last_claim_show_an_outage(server: Se
         async def grown() -> bool:
             return (await scrape(client))[1] > age
 
-        await until(grown)
+        await until_async(grown, "a time since the last claim that grows")
         await asyncio.to_thread(server.start)
-        await until(lambda: _is_ready(client))
+        await until_async(lambda: _is_ready(client), "readiness")
 
 
 async def _is_up(client: httpx.AsyncClient) -> bool:

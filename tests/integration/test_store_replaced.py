@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from penstock.core.errors import StoreUnavailable
+from penstock.core.ids import JobId
 from penstock.core.states import State
 from penstock.store import StoreOptions, connect
 from tests import fleets
 from tests.integration.worker_support import new_job, submit
+from tests.waiting import until_async
 
 
 @pytest.fixture
@@ -43,16 +45,15 @@ async def test_calls_leave_a_primary_that_was_replaced_and_does_not_know_it(
         fleet.sentinels[0].ask("SENTINEL", "FAILOVER", fleets.SERVICE)
         await asyncio.to_thread(fleets.until, lambda: named(fleet) is not old, "that the sentinels name another")
         moved_s = time.monotonic()
+
+        async def arrived() -> JobId | None:
+            (job_id,) = await submit(store, new_job("after"))
+            return job_id if await asyncio.to_thread(has, named(fleet), namespace, job_id) else None
+
         # Calls go on all the time, as those of a process do.
-        while True:
-            try:
-                (job_id,) = await submit(store, new_job("after"))
-            except (StoreUnavailable, AssertionError):
-                await asyncio.sleep(0.05)
-                continue
-            if await asyncio.to_thread(has, named(fleet), namespace, job_id):
-                break
-            await asyncio.sleep(0.05)
+        job_id = await until_async(
+            arrived, "a submit that the new primary has", trouble=(StoreUnavailable, AssertionError)
+        )
         lasted_s = time.monotonic() - moved_s
         # The sentinels tell the old one after ten seconds.
         knows = await asyncio.to_thread(old.ask, "ROLE")

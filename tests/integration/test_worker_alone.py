@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,22 +16,35 @@ from penstock.store import StoreOptions
 from penstock.store.protocol import Store
 from tests.integration.test_worker_supervisor import LONG_LEASE_MS, Start, options, start, store
 from tests.integration.worker_support import finished, new_job, submit
+from tests.waiting import Fifo
 
 __all__ = ["options", "start", "store"]
 INNOCENTS = 50
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Fifo]:
+    opened = Fifo(tmp_path / "runs")
+    yield opened
+    opened.close()
 
 
 @pytest.mark.parametrize(
     ("innocent", "count"), [("innocent", INNOCENTS), ("innocent_on_thread", 7), ("innocent_in_pool", 2)]
 )
 async def test_one_crasher_poisons_none_of_its_neighbours(
-    store: Store, start: Start, tmp_path: Path, innocent: str, count: int
+    store: Store, start: Start, runs: Fifo, tmp_path: Path, innocent: str, count: int
 ) -> None:
-    runs, crashes = tmp_path / "runs", tmp_path / "crashes"
+    go, crashes = tmp_path / "go", tmp_path / "crashes"
+    os.mkfifo(go)
     worker = await start(lease_ms=LONG_LEASE_MS, pool_processes=2)
-    jobs = [new_job(innocent, {"path": str(runs)}) for _ in range(count)]
-    crasher = new_job("crash_when_all_run", {"path": str(crashes), "runs": str(runs), "count": count})
+    jobs = [new_job(innocent, {"path": str(runs.path)}) for _ in range(count)]
+    crasher = new_job("crash_when_told", {"path": str(crashes), "go": str(go)})
     *innocents, crashing = await submit(store, *jobs, crasher)
+    for attempt in (1, 2):
+        await runs.count(count * attempt)
+        async with asyncio.timeout(30):
+            await asyncio.to_thread(go.write_bytes, b"")
     record = await finished(store, crashing)
     assert (record.state, record.reason, record.lost, record.counted) == (State.FAILED, Reason.POISONED, 3, 0)
     assert len(crashes.read_text().splitlines()) == 3

@@ -10,8 +10,8 @@ from penstock.core.job import JobFilter
 from penstock.core.states import AttemptOutcome, State
 from penstock.store.protocol import Store
 from tests.integration.test_worker_stops import EXECUTORS, TASKS, Notes, notes, store
-from tests.integration.test_worker_supervisor import LONG_LEASE_MS, Start, options, start, until
-from tests.integration.worker_support import new_job, submit
+from tests.integration.test_worker_supervisor import LONG_LEASE_MS, Start, options, start
+from tests.integration.worker_support import finished, new_job, submit
 
 __all__ = ["notes", "options", "start", "store"]
 ONE = {"modules": (TASKS,), "lease_ms": LONG_LEASE_MS, "concurrency": 1, "threads": 1, "pool_processes": 1}
@@ -77,10 +77,5 @@ async def test_what_was_handed_back_runs_on_the_next_worker(
     assert await first.end() == 0
     notes.let_end()
     await start(**ONE)
-
-    async def done() -> bool:
-        record = await store.get(job_id)
-        return record is not None and record.state is State.COMPLETED
-
-    await until(done)
+    assert (await finished(store, job_id)).state is State.COMPLETED
     assert sum(line.startswith("started") for line in notes.lines()) == 2

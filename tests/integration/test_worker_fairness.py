@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from penstock.worker.health import WorkerHealth
 from tests.integration.test_worker_queues import Noting
 from tests.integration.test_worker_running import fresh_board, handler_started
 from tests.integration.test_worker_stops import TASKS, Notes, notes, store
-from tests.integration.test_worker_supervisor import Start, options, start, until
+from tests.integration.test_worker_supervisor import Start, options, start
 from tests.integration.worker_support import completed, finished, new_job, submit, working
+from tests.waiting import until_async
 
 __all__ = ["fresh_board", "notes", "options", "start", "store"]
 SLOW_JOBS = 1_000
@@ -57,7 +59,7 @@ async def test_a_thousand_slow_jobs_delay_neither_a_fast_queue_nor_a_cancel_nor_
     async with asyncio.timeout(30):
         for _ in range(2):
             before = {record.id: record.deadline_ms or 0 for record in await held(store)}
-            await until(lambda before=before: renewed(store, before))  # type: ignore[misc]
+            await until_async(functools.partial(renewed, store, before), "renewed leases")
     (info,) = await store.workers()
     assert WorkerHealth.judge(info).ok
     assert info.running == slots

@@ -22,6 +22,7 @@ from tests.integration.worker_support import (
     memory_store,
     new_job,
     run_one,
+    stands,
     submit,
     working,
 )
@@ -216,10 +217,7 @@ async def test_progress_is_written_while_the_job_runs(store: Store) -> None:
     async with working(store):
         (job_id,) = await submit(store, new_job("report"))
         await handler_started()
-        async with asyncio.timeout(10):
-            # Progress gives no signal of its own.
-            while (record := await store.get(job_id)) is None or record.progress is None:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        record = await stands(store, job_id, lambda record: record.progress is not None)
         assert record.progress == b'{"percent":50}'
         await store.cancel([job_id])
         await finished(store, job_id)
@@ -228,10 +226,8 @@ async def test_progress_is_written_while_the_job_runs(store: Store) -> None:
 async def test_what_a_handler_reports_last_is_kept(store: Store) -> None:
     async with working(store):
         (job_id,) = await submit(store, new_job("report_to_the_end"))
-        async with asyncio.timeout(30):
-            # From now on the worker would wait half a second before it writes again; the job ends before.
-            while (record := await store.get(job_id)) is None or record.progress is None:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        # From now on the worker would wait half a second before it writes again; the job ends before.
+        await stands(store, job_id, lambda record: record.progress is not None)
         BOARD.go_on.set()
         record = await finished(store, job_id)
     assert (record.state, record.progress) == (State.COMPLETED, b'{"percent":100}')

@@ -15,7 +15,7 @@ import pytest
 
 from penstock.core.errors import StoreMismatch, TaskError
 from penstock.core.ids import WorkerName
-from penstock.core.job import ClaimRequest, JobFilter, JobOptions
+from penstock.core.job import ClaimRequest, JobOptions
 from penstock.core.states import AttemptOutcome, Reason, State
 from penstock.store import StoreOptions, connect
 from penstock.store.protocol import Store
@@ -30,10 +30,12 @@ from tests.integration.worker_support import (
     finished,
     memory_store,
     new_job,
+    stands,
     submit,
     working,
 )
 from tests.integration.worker_tasks import BOARD
+from tests.waiting import until_async, wait_gone
 
 Connect = Callable[[], Awaitable[Store]]
 
@@ -65,23 +67,8 @@ def connect_again(redis_options: StoreOptions) -> Connect:
     return make
 
 
-def process_exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 async def handler_started() -> None:
     assert await asyncio.to_thread(BOARD.started.acquire, timeout=30)
-
-
-async def wait_until(condition: Callable[[], Awaitable[bool]], seconds: float = 30.0) -> None:
-    """Look again and again, for what gives no signal."""
-    async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(("task", "slots"), [("crowd", 3), ("crowd_thread", 2)])
@@ -132,12 +119,7 @@ async def test_a_task_that_nobody_knows_waits_uncounted_for_a_worker_that_does()
     store = memory_store()
     (job_id,) = await submit(store, new_job("other", {"number": 1}))
     async with working(store, modules=[]):
-
-        async def deferred() -> bool:
-            record = await store.get(job_id)
-            return record is not None and record.no_handler > 0
-
-        await wait_until(deferred)
+        await stands(store, job_id, lambda record: record.no_handler > 0)
         async with working(store, modules=[OTHER_TASKS], builtin=False):
             record = await finished(store, job_id)
     assert (record.state, record.result, record.counted) == (State.COMPLETED, b"2", 0)
@@ -151,11 +133,7 @@ async def test_a_drain_lets_short_jobs_finish_and_hands_long_ones_back_uncounted
         longs = await submit(store, new_job("hang"), new_job("hang_thread"), new_job("hang_process"))
         await handler_started()
         await handler_started()
-
-        async def all_claimed() -> bool:
-            return worker.running == 4
-
-        await wait_until(all_claimed)
+        await until_async(lambda: worker.running == 4, "four jobs claimed")
         worker.request_stop()
         (late,) = await submit(store, new_job("count_run", {"key": "late"}))
         started = time.monotonic()
@@ -201,11 +179,7 @@ async def test_a_job_that_was_given_to_another_is_dropped_here(redis_store: Stor
         # As a supervisor does that takes the worker for dead: the job runs again, under a new token.
         assert await redis_store.release_worker(worker.name) == 1
         await handler_started()
-
-        async def first_was_stopped() -> bool:
-            return worker.running == 1
-
-        await wait_until(first_was_stopped)
+        await until_async(lambda: worker.running == 1, "the first run stopped")
         record = await redis_store.get(job_id)
         assert record is not None
         assert (record.state, record.attempt) == (State.RUNNING, 2)
@@ -223,7 +197,7 @@ async def test_full_slots_are_healthy_and_a_silent_worker_is_not(monkeypatch: py
         async def announced_full() -> bool:
             return any(info.running == 1 for info in await store.workers())
 
-        await wait_until(announced_full)
+        await until_async(announced_full, "an announcement of full slots")
         (info,) = await store.workers()
         assert info.name == worker.name == WorkerName("busy")
         assert WorkerHealth.judge(info).ok
@@ -348,12 +322,8 @@ async def test_sigterm_drains_a_worker_process_with_a_thread_that_never_returns(
         (thread,) = await submit(redis_store, new_job("hang_thread"))
         (child,) = await submit(redis_store, new_job("hang_process", {"fifo": str(fifo)}))
         child_pid = int(await asyncio.to_thread(fifo.read_text))
-
-        async def both_run() -> bool:
-            page = await redis_store.list_jobs(JobFilter(states=(State.RUNNING,)))
-            return len(page.items) == 2
-
-        await wait_until(both_run)
+        for job_id in (thread, child):
+            await stands(redis_store, job_id, lambda record: record.state is State.RUNNING)
         process.send_signal(signal.SIGTERM)
         _out, errors = await asyncio.to_thread(process.communicate, timeout=20)
     finally:
@@ -365,7 +335,7 @@ async def test_sigterm_drains_a_worker_process_with_a_thread_that_never_returns(
         record = await redis_store.get(job_id)
         assert record is not None
         assert (record.state, record.counted, record.lost) == (State.QUEUED, 0, 0)
-    assert not process_exists(child_pid)
+    assert wait_gone(child_pid, 0)
 
 
 async def test_the_children_of_a_killed_worker_end(
@@ -381,11 +351,7 @@ async def test_the_children_of_a_killed_worker_end(
     finally:
         process.kill()
         process.communicate()
-
-    async def gone() -> bool:
-        return not process_exists(child_pid)
-
-    await wait_until(gone, seconds=5)
+    assert await asyncio.to_thread(wait_gone, child_pid, 5)
 
 
 def test_a_module_that_is_missing_stops_the_boot_in_one_line(valkey_url: str, namespace: str) -> None:

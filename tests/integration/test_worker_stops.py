@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,10 @@ from penstock.core.states import AttemptOutcome, Reason, State
 from penstock.store import StoreOptions, connect
 from penstock.store.protocol import Store
 from penstock.worker.service import Worker
-from tests.integration.test_worker_supervisor import LONG_LEASE_MS, Start, options, start, until
+from tests.integration.test_worker_supervisor import LONG_LEASE_MS, Start, options, start
+from tests.integration.worker_stop_tasks import gate_of
 from tests.integration.worker_support import completed, finished, new_job, run_one, submit, working
+from tests.waiting import Fifo, Gate, until_async
 
 __all__ = ["options", "start"]
 TASKS = "tests.integration.worker_stop_tasks"
@@ -29,29 +31,30 @@ async def store(options: StoreOptions) -> AsyncIterator[Store]:
     await opened.close()
 
 
-class Notes:
-    """Read what a handler wrote."""
+class Notes(Fifo):
+    """Read what handlers write."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def lines(self) -> list[str]:
-        return self.path.read_text().splitlines() if self.path.exists() else []
+        super().__init__(path)
+        self._gate = Gate(Path(gate_of(str(path))))
 
     async def wait_for(self, start: str, times: int = 1) -> None:
-        async def there() -> bool:
-            return sum(line.startswith(start) for line in self.lines()) >= times
-
-        await until(there)
+        await self.until(lambda lines: sum(line.startswith(start) for line in lines) >= times, start)
 
     def let_end(self) -> None:
         """Let those return that heed nothing else."""
-        Path(f"{self.path}.over").touch()
+        self._gate.open()
+
+    def close(self) -> None:
+        self.let_end()
+        super().close()
 
 
 @pytest.fixture
-def notes(tmp_path: Path) -> Notes:
-    return Notes(tmp_path / "notes")
+def notes(tmp_path: Path) -> Iterator[Notes]:
+    opened = Notes(tmp_path / "notes")
+    yield opened
+    opened.close()
 
 
 def outcomes(record: JobRecord) -> list[AttemptOutcome | None]:
@@ -167,11 +170,7 @@ async def test_one_stuck_slot_of_many_replaces_nothing(store: Store, notes: Note
         await run_one(store, "ignore_thread", {"path": str(notes.path)}, options=options)
         assert is_worn(worker) is True
         notes.let_end()
-
-        async def returned() -> bool:
-            return worker.stuck == 0
-
-        await until(returned)
+        await until_async(lambda: worker.stuck == 0, "that both return")
         # The registry tells of it, and with it the metric.
         await worker._store.announce(worker._info(), [])
         assert [info.stuck for info in await store.workers()] == [0]

@@ -27,6 +27,7 @@ from tests.chaos.host_faults import MemoryGroup
 from tests.integration.api_support import api_process
 from tests.integration.worker_support import finished, new_job, submit
 from tests.missing import skip_or_fail
+from tests.waiting import until_async, wait_gone
 
 TASKS = "tests.integration.worker_fault_tasks"
 #: So long a lease that nothing in a test can be due to its lapse.
@@ -138,26 +139,12 @@ def start(options: StoreOptions) -> Iterator[Start]:
         worker.kill()
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 30.0) -> None:
-    """Look again and again, for what gives no signal."""
-    async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - asks processes and the store
-            await asyncio.sleep(0.01)
-
-
 async def start_told(fifo: Path) -> tuple[int, float]:
     """Wait until a handler has told of its start; return its process and the time."""
     async with asyncio.timeout(30):
         text = await asyncio.to_thread(fifo.read_text)
     pid, at = text.split()
     return int(pid), float(at)
-
-
-async def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"  # noqa: ASYNC240 - a file of the kernel
-    except FileNotFoundError:
-        return True
 
 
 async def reap_at_once(store: Any) -> None:
@@ -168,7 +155,7 @@ async def reap_at_once(store: Any) -> None:
         (seen,) = await store.connection.together([("HGET", keys.key("meta"), "swept_at")])
         return seen is not None
 
-    await until(swept)
+    await until_async(swept, "a first sweep")
     await store.connection.together([("HSET", keys.key("meta"), "reap_from", 0)])
 
 
@@ -279,7 +266,7 @@ async def test_a_process_that_the_kernel_kills_for_its_memory_gives_back_what_it
         assert group.kills() >= 1
         assert [line["exit_code"] for line in worker.events("process.ended")] == [-signal.SIGKILL]
     finally:
-        await until(is_empty)
+        await until_async(is_empty, "that the group is empty")
         group.close()
 
 
@@ -318,21 +305,16 @@ async def test_a_drain_hands_back_what_holds_the_lock(store: Store, start: Start
     assert record is not None
     assert (record.state, record.counted, record.lost) == (State.QUEUED, 0, 0)
     assert record.attempts[0].outcome is AttemptOutcome.RELEASED
-    assert await gone(child)
+    assert wait_gone(child, 0)
     assert await store.workers() == []
 
 
 async def test_a_drain_lets_finish_and_one_signal_to_the_group_is_one_request(
-    store: Store, start: Start, tmp_path: Path
+    store: Store, start: Start, fifo: Path
 ) -> None:
     worker = await start(processes=2, drain_ms=30_000)
-    runs = tmp_path / "runs"
-    (job_id,) = await submit(store, new_job("hold_on_thread", {"path": str(runs), "seconds": 1}))
-
-    async def has_started() -> bool:
-        return runs.exists()
-
-    await until(has_started)
+    (job_id,) = await submit(store, new_job("hold_on_thread", {"path": str(fifo), "seconds": 1}))
+    await start_told(fifo)
     os.killpg(worker.process.pid, signal.SIGTERM)
     assert await worker.end() == 0
     record = await store.get(job_id)
@@ -362,7 +344,7 @@ async def test_the_processes_end_with_a_killed_supervisor(store: Store, start: S
     await submit(store, new_job(task, {"path": str(fifo)}))
     child, _at = await start_told(fifo)
     worker.signal(signal.SIGKILL)
-    await until(lambda: gone(child), seconds=10)
+    assert await asyncio.to_thread(wait_gone, child, 10)
     page = await store.list_jobs(JobFilter(states=(State.RUNNING,)))
     assert len(page.items) == 1
 

@@ -21,6 +21,7 @@ from penstock.core.states import AttemptOutcome, State
 from penstock.store import StoreOptions, connect
 from penstock.store.protocol import Store
 from tests.integration.worker_support import finished, new_job, submit
+from tests.waiting import Fifo, Gate, Log, until_async
 
 #: Of the one that is frozen.
 LEASE_MS = 3_000
@@ -37,9 +38,8 @@ from penstock.store import StoreOptions, connect
 async def main(url, namespace, lease_ms):
     store = await connect(StoreOptions(redis_url=url, namespace=namespace))
     request = ClaimRequest(worker=WorkerName("zombie"), nonce="zombie", queues=("default",), lease_ms=lease_ms)
-    while not (claimed := await store.claim(0, request)).jobs:
-        await asyncio.sleep(0.01)
-    token = claimed.jobs[0].token
+    (job,) = (await store.claim(0, request)).jobs
+    token = job.token
     print(json.dumps({"attempt": token.attempt}), flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     answers = {}
@@ -81,11 +81,17 @@ async def store(options: StoreOptions) -> AsyncIterator[Store]:
 
 async def lapse(store: Any) -> None:
     """Reap until a lease has lapsed, without the rest that the reaper keeps after a first look."""
+
+    async def lapsed() -> bool:
+        await reap_at_once(store)
+        return bool((await store.reap(0)).requeued)
+
+    await until_async(lapsed, "a lapsed lease")
+
+
+async def reap_at_once(store: Any) -> None:
     keys = store.connection.keys[0]
-    async with asyncio.timeout(60):
-        while not (await store.reap(0)).requeued:
-            await store.connection.together([("HSET", keys.key("meta"), "reap_from", 0)])
-            await asyncio.sleep(0.05)
+    await store.connection.together([("HSET", keys.key("meta"), "reap_from", 0)])
 
 
 async def line(process: subprocess.Popen[str]) -> Any:
@@ -153,17 +159,17 @@ async def test_nothing_that_a_zombie_tries_is_taken(store: Store, options: Store
 
 #: Tells of its start, and reports progress, logs and streams; the first run waits to be frozen before.
 TASKS = """
-import os, threading
+import fcntl, os
 from pathlib import Path
 from penstock import Context, task
 
 @task
 def held(folder: str, ctx: Context) -> str:
-    mine = Path(folder, f"started-{os.environ['ZOMBIE_NAME']}")
-    mine.touch()
+    with Path(folder, "started").open("a") as started:
+        started.write(os.environ["ZOMBIE_NAME"] + "\\n")
     if ctx.attempt == 1:
-        while not Path(folder, "go").exists():
-            threading.Event().wait(0.01)
+        with Path(folder, "gate").open() as gate:
+            fcntl.flock(gate, fcntl.LOCK_SH)
         ctx.progress("of a zombie")
         ctx.log.info("of a zombie")
         ctx.stream("of a zombie")
@@ -174,7 +180,7 @@ def held(folder: str, ctx: Context) -> str:
 """
 
 
-def start_worker(folder: Path, options: StoreOptions, name: str, lease_ms: int) -> subprocess.Popen[bytes]:
+def start_worker(folder: Path, options: StoreOptions, log: Log, name: str, lease_ms: int) -> subprocess.Popen[bytes]:
     """Start ``penstock worker`` as a group of its own: a supervisor and a process under it."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("PENSTOCK_", "REDIS_"))} | {
         "PENSTOCK_REDIS_URL": options.redis_url,
@@ -185,43 +191,44 @@ def start_worker(folder: Path, options: StoreOptions, name: str, lease_ms: int) 
         "PENSTOCK_LOG_FORMAT": "json",
         "ZOMBIE_NAME": name,
     }
-    with (folder / f"{name}.log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "penstock", "worker", "zombie_tasks"],
-            cwd=folder,
-            env=env,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-
-
-async def until(condition: Any, seconds: float = 90.0) -> None:
-    """Look again and again, for what gives no signal."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - other processes write files
-            await asyncio.sleep(0.02)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "penstock", "worker", "zombie_tasks"],
+        cwd=folder,
+        env=env,
+        stdout=log.writer,
+        stderr=log.writer,
+        start_new_session=True,
+    )
 
 
 async def test_a_frozen_worker_wakes_and_its_result_is_refused(
     store: Store, options: StoreOptions, tmp_path: Path
 ) -> None:
     (tmp_path / "zombie_tasks.py").write_text(TASKS)
-    log = tmp_path / "zombie.log"
-    workers = [start_worker(tmp_path, options, "zombie", LEASE_MS)]
+    gate, started = Gate(tmp_path / "gate"), Fifo(tmp_path / "started")
+    log, log_of_holder = Log(), Log()
+    workers = [start_worker(tmp_path, options, log, "zombie", LEASE_MS)]
     try:
         (job_id,) = await submit(store, new_job("held", {"folder": str(tmp_path)}))
-        await until((tmp_path / "started-zombie").exists)
+        assert await started.count(1) == ["zombie"]
         os.killpg(workers[0].pid, signal.SIGSTOP)
-        workers.append(start_worker(tmp_path, options, "holder", 60_000))
-        await until(lambda: "worker.started" in (tmp_path / "holder.log").read_text())
-        await lapse_or_taken(store, tmp_path)
+        workers.append(start_worker(tmp_path, options, log_of_holder, "holder", 60_000))
+        await asyncio.to_thread(log_of_holder.until, "worker.started")
+
+        async def taken() -> bool:
+            # The lease lapses for whoever reaps first, the holder's process or we.
+            await reap_at_once(store)
+            await store.reap(0)
+            return len(started.lines()) > 1
+
+        await until_async(taken, "a start on the holder", seconds=90)
+        assert started.lines() == ["zombie", "holder"]
         record = await finished(store, job_id)
         assert (record.state, record.result, record.attempt) == (State.COMPLETED, b'"holder"', 2)
 
-        (tmp_path / "go").touch()
+        gate.open()
         os.killpg(workers[0].pid, signal.SIGCONT)
-        await until(lambda: "job.stale" in log.read_text())
+        await asyncio.to_thread(log.until, "job.stale")
         again = await store.get(job_id)
         assert again == record
         assert record.progress is None
@@ -239,13 +246,6 @@ async def test_a_frozen_worker_wakes_and_its_result_is_refused(
         for worker in workers:
             os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
-
-
-async def lapse_or_taken(store: Any, folder: Path) -> None:
-    """Let the lease lapse for whoever reaps first, the holder's process or we."""
-    keys = store.connection.keys[0]
-    async with asyncio.timeout(90):
-        while not (folder / "started-holder").exists():
-            await store.connection.together([("HSET", keys.key("meta"), "reap_from", 0)])
-            await store.reap(0)
-            await asyncio.sleep(0.05)
+        for opened in (log, log_of_holder, started):
+            opened.close()
+        gate.open()

@@ -1,12 +1,13 @@
-"""Hold tasks that are told to stop, and heed it or not; each writes lines into a file, which every executor can."""
+"""Hold tasks that are told to stop, and heed it or not; each writes lines into a FIFO, which every executor can."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 from pathlib import Path
 
 from penstock import Context, task
+from tests.waiting import pass_gate, until
 
 
 def note(path: str, what: str) -> None:
@@ -15,8 +16,9 @@ def note(path: str, what: str) -> None:
         file.write(f"{what}\n")
 
 
-def _is_over(path: str) -> bool:
-    return Path(path + ".over").exists()
+def gate_of(path: str) -> str:
+    """Return the gate at which those wait that heed nothing else."""
+    return path + ".over"
 
 
 def _deadline(ctx: Context) -> str:
@@ -36,9 +38,17 @@ async def heed_async(path: str, ctx: Context) -> str:
 @task
 async def ignore_async(path: str, ctx: Context) -> str:
     note(path, f"started deadline={_deadline(ctx)}")
-    while not _is_over(path):
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+
+    def wait() -> None:
+        pass_gate(gate_of(path))
+        loop.call_soon_threadsafe(over.set)
+
+    # Not one of the loop's own threads: a worker that drains would wait for it.
+    threading.Thread(target=wait, daemon=True).start()
+    while not over.is_set():
         try:
-            await asyncio.sleep(0.01)
+            await over.wait()
         except asyncio.CancelledError:
             note(path, f"told cancelled={ctx.cancelled}")
     note(path, "returned")
@@ -47,16 +57,14 @@ async def ignore_async(path: str, ctx: Context) -> str:
 
 def _heed(path: str, ctx: Context) -> str:
     note(path, f"started deadline={_deadline(ctx)}")
-    while not ctx.cancelled:
-        time.sleep(0.01)
+    until(lambda: ctx.cancelled, "a cancel")
     note(path, "told cancelled=True")
     return "partly"
 
 
 def _ignore(path: str, ctx: Context) -> str:
     note(path, f"started deadline={_deadline(ctx)}")
-    while not _is_over(path):
-        time.sleep(0.01)
+    pass_gate(gate_of(path))
     note(path, "returned")
     return "in spite of it"
 

@@ -7,7 +7,7 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -58,6 +58,20 @@ async def finished(store: Store, job_id: JobId) -> JobRecord:
             return record
     record = await store.get(job_id)
     raise AssertionError(f"not final: {record}")
+
+
+async def stands(store: Store, job_id: JobId, tell: Callable[[JobRecord], bool]) -> JobRecord:
+    """Follow a job until it is as wanted, and return it."""
+    rev = ""
+    async with asyncio.timeout(PATIENCE_MS / 1000):
+        while True:
+            found = await store.follow(job_id, log_after=None, stream_after=None, rev=rev, timeout_ms=PATIENCE_MS)
+            assert found is not None, "no such job"
+            record = await store.get(job_id)
+            assert record is not None, "no such job"
+            if tell(record):
+                return record
+            rev = found.rev
 
 
 async def run_one(store: Store, task: str, value: Any = None, **fields: Any) -> JobRecord:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from penstock import Context, Discard, Retry, Snooze, task
+from tests.waiting import until
 
 
 class Board:
@@ -116,8 +117,7 @@ def hang_thread() -> str:
 @task
 def watchful(ctx: Context) -> str:
     BOARD.started.release()
-    while not ctx.cancelled:
-        time.sleep(0.001)
+    until(lambda: ctx.cancelled, "a cancel")
     return "partly done"
 
 
