@@ -166,6 +166,10 @@ class Limit:
             self.notes["commands of a job that runs"] = {
                 name: round(stat["calls"] / parameters.jobs, 3) for name, stat in stats.items() if stat["calls"] > 100
             }
+            self.notes["time of them, µs"] = {
+                name: round(stats[name]["usec"] / parameters.jobs, 3)
+                for name in self.notes["commands of a job that runs"]
+            }
             self._profile("worker", worker, lambda: self._drained(feed, parameters.jobs))
         loops = [uvloop.run(reference.loop_of_tasks(parameters.seconds)) for _ in range(parameters.repeats)]
         names = {

@@ -320,10 +320,16 @@ def scale(results: Results) -> str:
 
 
 def _depth_rows(report: Report, sizes: Sequence[int]) -> list[list[str]]:
-    names = {"run": "run (claim and complete)", "submit": "bulk submit", "http": "`POST /submit`, 64 connections"}
+    names = {
+        "run": "run (claim and complete)",
+        "submit": "bulk submit",
+        "http": "`POST /submit`, 64 connections",
+        "batch": "`POST /jobs/batch`, 1,000 a request",
+    }
     return [
         [f"{name}, {kind}", *map(_shown, found), _lost(found)]
         for section, name in names.items()
+        if report.of(section)
         for kind in _KINDS
         for found in [[report.figure(f"{section}.{kind}.{size}") for size in sizes]]
     ]
@@ -389,7 +395,11 @@ def limit(results: Results) -> str:
         ]
     commands = report.notes.get("commands of a job that runs")
     if commands:
-        shown = ", ".join(f"`{name}` {number(count)}" for name, count in commands.items())
+        times = report.notes.get("time of them, µs", {})
+        shown = ", ".join(
+            f"`{name}` {number(count)}" + (f" ({number(times[name])} µs)" if name in times else "")
+            for name, count in commands.items()
+        )
         parts.append(f"Commands that claim and complete run for a job: {shown}.")
     parts += _bare(report)
     for name in ("worker", "API"):

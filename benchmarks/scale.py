@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.scale [--parts depth,workers,partitions] [--sizes 1000,100000,1000000]
 
-*depth*: the same throughputs while so many jobs are queued, finished and kept, or delayed; bytes a job, the slowest
-script call, memory of worker and API. *workers*: 1, 2 and 4 processes. *partitions*: 1, 4 and 16.
+*depth*: the rates of running, submitting and batches while so many jobs are queued, finished and kept, or delayed;
+bytes a job, the slowest script call, memory of worker and API. *workers*: 1, 2 and 4 processes. *partitions*: 1, 4, 16.
 """
 
 from __future__ import annotations
@@ -27,8 +27,16 @@ OUT = records.RESULTS / "scale.json"
 PARTS = ("depth", "workers", "partitions")
 LONG_MS = 5
 HOUR_MS = 3_600_000
+#: More than come over HTTP while so many others lie there.
+MOST_SENT = 1_500_000
 WORKERS = (1, 2, 4)
 PARTITIONS = (1, 4, 16)
+
+
+LOADS: dict[str, dict[str, Any]] = {
+    "http": {"connections": 64},
+    "batch": {"connections": 4, "path": "/jobs/batch", "items": 1_000, "media_type": "application/json"},
+}
 
 
 class Parameters(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +87,7 @@ class Scale:
     def _queued_then_finished(self, size: int) -> None:
         parameters = self.parameters
         self.bench.reset()
-        path, feed = self._feed(size * 2 + parameters.jobs * (parameters.repeats * 2 + 4) + 500_000)
+        path, feed = self._feed(size * 2 + parameters.jobs * (parameters.repeats * 2 + 4) + MOST_SENT)
         with self.bench.worker(path) as worker, self.bench.api() as (api, port):
             feed.pause()
             scripts.watch_slow_calls(self.bench)
@@ -102,7 +110,7 @@ class Scale:
     def _delayed(self, size: int) -> None:
         parameters = self.parameters
         self.bench.reset()
-        path, feed = self._feed(parameters.jobs * (parameters.repeats + 2) + 500_000)
+        path, feed = self._feed(parameters.jobs * (parameters.repeats + 2) + MOST_SENT)
         with self.bench.worker(path) as worker, self.bench.api() as (api, port):
             feed.pause()
             scripts.watch_slow_calls(self.bench)
@@ -123,25 +131,22 @@ class Scale:
     def _measure(self, feed: Feed, kind: str, size: int, worker: Process, api: Process, port: int) -> None:
         """Submit and run some jobs while ``size`` others lie there."""
         parameters = self.parameters
-        submits, runs, over_http = [], [], []
+        submits, runs = [], []
+        over_http: dict[str, list[float]] = {"http": [], "batch": []}
         for _ in range(parameters.repeats):
             first = feed.take(parameters.jobs)
             submits.append(feed.submit("noop", first, parameters.jobs))
             runs.append(self._let_go(feed, parameters.jobs))
-            order = {
-                "port": port,
-                "connections": 64,
-                "seconds": parameters.seconds,
-                "first": feed.taken,
-                "last": feed.marks.jobs,
-            }
-            answer = run_json("benchmarks.load", order)
-            feed.take(answer["sent"])
-            over_http.append(answer["rate"])
-            self._let_go(feed, answer["sent"])
+            for section, rates in over_http.items():
+                order = LOADS[section] | {"port": port, "first": feed.taken, "last": feed.marks.jobs}
+                answer = run_json("benchmarks.load", {"seconds": parameters.seconds, **order})
+                feed.take(answer["sent"])
+                rates.append(answer["rate"])
+                self._let_go(feed, answer["sent"])
         self.add(f"submit.{kind}.{size}", f"{size:,} {kind}", "jobs/s", submits)
         self.add(f"run.{kind}.{size}", f"{size:,} {kind}", "jobs/s", runs)
-        self.add(f"http.{kind}.{size}", f"{size:,} {kind}", "jobs/s", over_http)
+        for section, rates in over_http.items():
+            self.add(f"{section}.{kind}.{size}", f"{size:,} {kind}", "jobs/s", rates)
         slowest = next(iter(scripts.slow_calls(self.bench).items()), ("none over 2 ms", 0.0))
         self.add(
             f"slowest.{kind}.{size}", f"{size:,} {kind}", "ms", [slowest[1]], settings=slowest[0], lower=True,

@@ -155,6 +155,14 @@ def test_times_beside_slow_jobs_stand_with_the_latency() -> None:
     )
 
 
+def test_commands_are_shown_with_the_time_they_take_where_it_was_measured() -> None:
+    notes = {"commands of a job that runs": {"hset": 2.0, "time": 0.041}}
+    shown = page.limit({"limit": report("limit", notes=notes)})
+    assert "run for a job: `hset` 2.00, `time` 0.041." in shown
+    timed = report("limit", notes=notes | {"time of them, µs": {"hset": 3.14}})
+    assert "run for a job: `hset` 2.00 (3.14 µs), `time` 0.041." in page.limit({"limit": timed})
+
+
 def test_what_the_server_found_slow_is_told() -> None:
     notes = {"latency events, ms": {"fork": 4, "command": 10}, "slowest calls, ms": {"claim": 5.5}}
     shown = page.limit({"limit": report("limit", notes=notes)})
