@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 
 from penstock.core.ids import Token
@@ -51,7 +50,7 @@ async def test_a_token_that_is_not_the_current_one_changes_nothing(subject: Subj
     token = await subject.running()
     before = await subject.get(token.job_id)
     await subject.advance(1_000)
-    wrong = dataclasses.replace(token, **change)  # type: ignore[arg-type]
+    wrong = msgspec.structs.replace(token, **change)
     assert await subject.store.extend(WORKER, [Extension(token=wrong, progress=b"1")], lease_ms=3_000) == [STALE]
     assert await subject.get(token.job_id) == before
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from penstock.core.errors import StoreUnavailable
@@ -71,7 +71,7 @@ async def test_lines_and_chunks_are_kept_in_order(subject: Subject) -> None:
 async def test_a_stale_token_writes_nothing(subject: Subject, entry: NewEntry, change: dict[str, object]) -> None:
     token = await subject.running()
     before = await look(subject, token.job_id)
-    wrong = dataclasses.replace(token, **change)  # type: ignore[arg-type]
+    wrong = msgspec.structs.replace(token, **change)
     assert await write(subject, wrong, entry) is OutputCode.STALE
     assert await look(subject, token.job_id) == before
     assert await write(subject, token, entry) is OutputCode.DONE
@@ -109,7 +109,7 @@ async def test_items_stand_for_themselves(subject: Subject) -> None:
     first, second = await subject.running(), await subject.running()
     items = [
         Output(token=first, made=0, entries=(line("1"),)),
-        Output(token=dataclasses.replace(first, nonce="wrong"), made=1, entries=(line("2"),)),
+        Output(token=msgspec.structs.replace(first, nonce="wrong"), made=1, entries=(line("2"),)),
         Output(token=second, made=0, entries=(NewEntry(kind=OutputKind.LOG, value=b"\xff"),)),
         Output(token=second, made=0, entries=(line("3"),)),
     ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import msgspec
 import pytest
 
@@ -226,7 +224,7 @@ async def test_a_wrong_token_changes_nothing(
 ) -> None:
     await subject.store.cancel([token.job_id])
     before = await subject.get(token.job_id)
-    wrong = dataclasses.replace(token, **change)  # type: ignore[arg-type]
+    wrong = msgspec.structs.replace(token, **change)
     assert await subject.settle(wrong, verb, value=b"1") == Settled(code=SettleCode.STALE, state=State.RUNNING)
     assert await subject.get(token.job_id) == before
 
@@ -235,7 +233,7 @@ async def test_a_wrong_token_changes_nothing(
 async def test_a_wrong_nonce_is_no_repeat(subject: Subject, token: Token, verb: Verb) -> None:
     await prepare(subject, token, verb)
     await subject.settle(token, verb, delay_ms=100)
-    wrong = dataclasses.replace(token, nonce="wrong")
+    wrong = msgspec.structs.replace(token, nonce="wrong")
     assert (await subject.settle(wrong, verb)).code is SettleCode.STALE
 
 
@@ -331,7 +329,9 @@ async def test_what_was_over_its_limit_is_counted(subject: Subject) -> None:
     assert (await subject.settle(token, Verb.RETRY, **retry)).code is SettleCode.DONE
     # A repeat counts nothing, nor does an attempt that is not the job's own.
     assert (await subject.settle(token, Verb.RETRY, **retry)).code is SettleCode.REPEATED
-    assert (await subject.settle(dataclasses.replace(token, nonce="x"), Verb.FAIL, **retry)).code is SettleCode.STALE
+    assert (
+        await subject.settle(msgspec.structs.replace(token, nonce="x"), Verb.FAIL, **retry)
+    ).code is SettleCode.STALE
     other = await subject.running(queue="other")
     await subject.settle(other, Verb.FAIL, value=ERROR_JSON, over=Over.RESULT)
     assert [await subject.count("error_cut", queue) for queue in ("default", "other")] == [1, 0]

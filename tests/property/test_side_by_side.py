@@ -7,7 +7,6 @@ as a program and kept for the next run.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import uuid
 from collections import Counter
@@ -327,7 +326,7 @@ class SideBySide(RuleBasedStateMachine):
         if not live:
             return self.tokens[-1] if self.tokens else Token(self.jobs(choice=choice), 1, "none")
         token = live[choice % len(live)]
-        return dataclasses.replace(token, nonce="wrong") if choice == 2 else token
+        return msgspec.structs.replace(token, nonce="wrong") if choice == 2 else token
 
     def running(self) -> list[StoredJob]:
         return [job for part in self.memory._parts for job in part.jobs.values() if job.state is State.RUNNING]

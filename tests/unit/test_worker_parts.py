@@ -11,7 +11,7 @@ import pytest
 from penstock.core.errors import StoreUnavailable, TaskError
 from penstock.core.events import EVENTS
 from penstock.core.ids import JobId, Token, WorkerName
-from penstock.core.job import JobError, JobOptions, Settle, TaskInfo, Verb, WorkerInfo
+from penstock.core.job import ClaimedJob, JobError, JobOptions, Settle, TaskInfo, Verb, WorkerInfo
 from penstock.core.limits import Over, TaskDefaults
 from penstock.core.outcome import (
     Cancelled,
@@ -26,8 +26,11 @@ from penstock.core.outcome import (
     Succeeded,
 )
 from penstock.core.retry import DEFAULT_BACKOFF, Backoff
-from penstock.core.states import AttemptOutcome, Reason
+from penstock.core.states import AttemptOutcome, Priority, Reason
+from penstock.handlers.binding import WholeInput
+from penstock.handlers.registry import Executor, Task
 from penstock.worker import backoff, outcomes
+from penstock.worker.active import ActiveJob, Place
 from penstock.worker.decide import Policy, decide, policy_of
 from penstock.worker.fetcher import Ignored
 from penstock.worker.health import WorkerHealth
@@ -169,18 +172,40 @@ def test_results_are_json_within_the_limit() -> None:
     assert read(outcomes.succeeded(endless, limit=100)).type == "ResultNotJson"
 
 
+def take(slots: Slots, executor: Executor, queue: str) -> ActiveJob:
+    slots.take(executor, queue)
+    claimed = ClaimedJob(
+        token=TOKEN,
+        task="t",
+        type="task",
+        queue="default",
+        priority=Priority.NORMAL,
+        counted=0,
+        lost=0,
+        created_at_ms=0,
+        deadline_ms=0,
+        options=JobOptions(),
+        input=b"",
+    )
+    place = Place(lambda: slots.give_back(executor, queue))
+    return ActiveJob(claimed, Task(print, name="t", binder=WholeInput("x")), POLICY, place)
+
+
 def test_slots_come_back_once_and_tell_when_a_full_executor_has_room() -> None:
     freed: list[str] = []
     slots = Slots({"async": 2, "thread": 0, "process": 0})
     slots.on_freed = lambda: freed.append("freed")
-    first, second = slots.take("async", "q"), slots.take("async", "q")
+    first, second = take(slots, "async", "q"), take(slots, "async", "q")
     assert (slots.full, slots.taken, slots.free("async")) == (True, 2, 0)
     with pytest.raises(RuntimeError):
         slots.take("async", "q")
-    first()
-    first()
+    first.release_slot()
+    first.release_slot()
     assert (slots.full, slots.taken, freed) == (False, 1, ["freed"])
-    second()
+    give_back = second.keep_slot()
+    second.release_slot()
+    assert slots.taken == 1
+    give_back()
     assert (slots.taken, freed) == (0, ["freed"])
 
 
@@ -203,13 +228,13 @@ def test_a_queue_takes_as_many_slots_as_are_set() -> None:
     slots.on_freed = lambda: freed.append("freed")
     assert slots.rooms("async", ("a", "b")) == (100, 2)
     assert slots.rooms("thread", ("a", "b")) == (8, 2)
-    first, second = slots.take("async", "b"), slots.take("async", "b")
+    first, second = take(slots, "async", "b"), take(slots, "async", "b")
     assert (slots.room("async", "b"), slots.room("thread", "b"), slots.room("async", "a")) == (0, 2, 98)
-    first()
+    first.release_slot()
     # The queue has room again, though the executor was not full.
     assert (slots.room("async", "b"), freed) == (1, ["freed"])
-    second()
-    second()
+    second.release_slot()
+    second.release_slot()
     assert (slots.room("async", "b"), freed) == (2, ["freed"])
 
 

@@ -6,7 +6,6 @@ An id is a UUIDv7 (RFC 9562): 48 bits of Unix time in ms, then ``rand_a`` (12 bi
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -14,6 +13,8 @@ import re
 from binascii import crc_hqx
 from collections.abc import Callable, Mapping
 from typing import NewType
+
+import msgspec
 
 JobId = NewType("JobId", str)
 WorkerName = NewType("WorkerName", str)
@@ -125,8 +126,7 @@ def partition_tag(partition: int, partitions: int) -> str:
     return _tags()[partition * (HOMES // partitions)]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Token:
+class Token(msgspec.Struct, frozen=True, gc=False):
     """Prove the right to one attempt of one job.
 
     ``attempt`` rises with each claim and is never used twice; ``nonce`` is the claimer's secret.
@@ -134,7 +134,11 @@ class Token:
 
     job_id: JobId
     attempt: int
-    nonce: str = dataclasses.field(repr=False)
+    nonce: str
+
+    def __repr__(self) -> str:
+        """Keep the nonce out of logs and tracebacks."""
+        return f"Token(job_id={self.job_id!r}, attempt={self.attempt!r})"
 
     def __str__(self) -> str:
         return f"{self.job_id}.{self.attempt}.{self.nonce}"

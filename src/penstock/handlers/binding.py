@@ -53,6 +53,7 @@ class Binder:
                 fields.append((name, annotation | msgspec.UnsetType if _can_join(annotation) else Any, msgspec.UNSET))
         self.names = tuple(field[0] for field in fields)
         self._required = tuple(field[0] for field in fields if len(field) == 2)
+        self._all_required = len(self._required) == len(fields)
         struct = msgspec.defstruct("Input", fields, kw_only=True, forbid_unknown_fields=True, gc=False)
         try:
             self._decoder = msgspec.json.Decoder(struct)
@@ -67,8 +68,10 @@ class Binder:
             InvalidInput: a member is missing, unknown or of the wrong type; names it as ``input.<name>``.
         """
         try:
-            if text.lstrip()[:1] == b"{":
+            if text[:1] == b"{" or text.lstrip()[:1] == b"{":
                 values = self._decoder.decode(text)
+                if self._all_required:
+                    return msgspec.structs.asdict(values)
                 return {name: value for name in self.names if (value := getattr(values, name)) is not msgspec.UNSET}
             return self._bind_value(text)
         except msgspec.ValidationError as error:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from penstock.core.job import ClaimedJob
-from penstock.core.outcome import Outcome
 from penstock.handlers.context import CancelFlag
 from penstock.handlers.registry import Task
 from penstock.worker.decide import Policy
@@ -29,8 +28,22 @@ class StopCause(enum.Enum):
     STALE = "stale"
 
 
-def _detach_nothing(_job: ActiveJob, _handler: asyncio.Task[Any], _outcome: Outcome) -> None:
-    return None
+class Place:
+    """Hold what the jobs of one executor share: how a slot goes back, and whom they tell."""
+
+    __slots__ = ("give_back", "mark_stuck", "on_progress")
+
+    def __init__(
+        self,
+        give_back: Callable[[], None],
+        *,
+        on_progress: Callable[[], None] = lambda: None,
+        mark_stuck: Callable[[int], None] = lambda _change: None,
+    ) -> None:
+        self.give_back = give_back
+        self.on_progress = on_progress
+        #: Counts a slot that its ended attempt still holds (1), and one that came back (-1).
+        self.mark_stuck = mark_stuck
 
 
 class ActiveJob:
@@ -40,48 +53,39 @@ class ActiveJob:
     """
 
     __slots__ = (
-        "_on_progress",
         "_progress",
         "_unwritten",
         "cause",
         "claimed",
-        "detach",
         "detached",
         "flag",
+        "handler",
+        "has_slot",
         "lease_entry",
         "long_warned",
-        "mark_stuck",
         "output",
+        "place",
         "policy",
-        "release_slot",
         "started_s",
         "stopper",
         "task",
     )
 
-    def __init__(
-        self,
-        claimed: ClaimedJob,
-        task: Task[..., Any],
-        policy: Policy,
-        release_slot: Callable[[], None],
-        on_progress: Callable[[], None],
-        mark_stuck: Callable[[int], None] = lambda _change: None,
-    ) -> None:
-        #: Counts a slot that its ended attempt still holds (1), and one that came back (-1).
-        self.mark_stuck = mark_stuck
-        #: Ends the attempt while its handler goes on and keeps the slot; set by the runner.
-        self.detach: Callable[[ActiveJob, asyncio.Task[Any], Outcome], None] = _detach_nothing
-        self.detached = False
+    def __init__(self, claimed: ClaimedJob, task: Task[..., Any], policy: Policy, place: Place) -> None:
         self.claimed = claimed
         self.task = task
         self.policy = policy
-        #: Frees the job's slot; an executor that goes on after the attempt's end takes it over and puts None.
-        self.release_slot: Callable[[], None] | None = release_slot
+        self.place = place
+        #: It holds one of its place's slots.
+        self.has_slot = True
+        #: Its attempt has ended while its handler goes on, which no longer matters to the attempt.
+        self.detached = False
         self.flag = CancelFlag()
         self.cause: StopCause | None = None
         #: Set by the executor while there is something to stop.
-        self.stopper: Callable[[StopCause], None] | None = None
+        self.stopper: Callable[[ActiveJob, StopCause], None] | None = None
+        #: What runs an async handler.
+        self.handler: asyncio.Task[None] | None = None
         self.started_s = time.monotonic()
         self.long_warned = False
         #: Where the lease is written down for the supervisor, 0 for nowhere.
@@ -91,26 +95,38 @@ class ActiveJob:
         self._progress: bytes | None = None
         #: The newest progress until the store is known to have it.
         self._unwritten: bytes | None = None
-        self._on_progress = on_progress
+
+    def release_slot(self) -> None:
+        """Give the slot back, once however often it is called."""
+        if self.has_slot:
+            self.has_slot = False
+            self.place.give_back()
+
+    def keep_slot(self) -> Callable[[], None]:
+        """Keep the slot beyond the attempt's end; return what gives it back."""
+        if not self.has_slot:
+            return lambda: None
+        self.has_slot = False
+        return self.place.give_back
 
     def stop(self, cause: StopCause) -> None:
         """Tell the handler to stop; the first cause holds, but for STALE, which outranks the others."""
         if self.cause is StopCause.STALE or (self.cause is not None and cause is not StopCause.STALE):
             # A drain must end a handler that was told of a cancel and went on.
             if cause is StopCause.DRAIN and self.stopper is not None:
-                self.stopper(cause)
+                self.stopper(self, cause)
             return
         self.cause = cause
         self.flag.requested = True
         if self.stopper is not None:
-            self.stopper(cause)
+            self.stopper(self, cause)
 
     def report(self, progress: bytes) -> None:
         """Keep the newest progress until it is written, which the first one sets going."""
         self._unwritten = progress
         waiting, self._progress = self._progress, progress
         if waiting is None:
-            self._on_progress()
+            self.place.on_progress()
 
     def take_progress(self) -> bytes | None:
         """Return progress not yet written, and forget it."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -23,10 +25,30 @@ from penstock.worker.pool import STOP_GRACE_S, ChildDied, ChildStopped, ChildTim
 from penstock.worker.threads import Threads
 
 
-class JobExecutor(Protocol):
-    """Run one job to its outcome; None means that the token is stale and there is nothing to settle."""
+class Attempts(Protocol):
+    """Take how attempts go; all of it is called on the loop, but ``mark_started``."""
 
-    async def run(self, job: ActiveJob, text: bytes) -> Outcome | None: ...
+    def mark_started(self, job: ActiveJob) -> None:
+        """Note that the handler starts now."""
+
+    def end(self, job: ActiveJob, outcome: Outcome | None) -> None:
+        """End an attempt; None means that the token is stale and there is nothing to settle."""
+
+    def detach(self, job: ActiveJob, handler: asyncio.Task[None], outcome: Outcome) -> None:
+        """End an attempt while its handler goes on."""
+
+    def let_go(self, job: ActiveJob) -> None:
+        """Leave an attempt to its lease."""
+
+
+class JobExecutor(Protocol):
+    """Run jobs, each of which ends once, in ``attempts``."""
+
+    def begin(self, job: ActiveJob, text: bytes, attempts: Attempts) -> None:
+        """Run a job from the loop's next turn on."""
+
+    def abandon(self) -> None:
+        """Cancel what still runs, as far as it can be."""
 
 
 def outcome_of_stop(cause: StopCause, job: ActiveJob) -> Outcome | None:
@@ -88,58 +110,80 @@ class Handlers:
 
 
 class LoopExecutor:
-    """Run async functions on the worker's loop; a stop and the timeout cancel them."""
+    """Run async functions on the worker's loop, each in a task of its own; a stop and the timeout cancel it."""
 
     def __init__(self, handlers: Handlers) -> None:
         self._handlers = handlers
         # Asking for the running loop costs a system call each time.
         self._loop = asyncio.get_running_loop()
+        # The loop itself does not keep them alive.
+        self._running: set[asyncio.Task[None]] = set()
 
-    async def run(self, job: ActiveJob, text: bytes) -> Outcome | None:
-        me = asyncio.current_task(self._loop)
-        assert me is not None
-        limits = self._handlers.limits
-        clock = _LoopClock(job, me) if job.policy.timeout_ms is not None else None
+    def begin(self, job: ActiveJob, text: bytes, attempts: Attempts) -> None:
+        """See ``JobExecutor.begin``."""
+        job.handler = handler = self._loop.create_task(self._run(job, text, attempts))
+        self._running.add(handler)
 
-        def cancel(_cause: StopCause) -> None:
-            me.cancel()
+    def abandon(self) -> None:
+        """See ``JobExecutor.abandon``."""
+        for handler in self._running:
+            handler.cancel()
 
-        job.stopper = cancel
+    async def _run(self, job: ActiveJob, text: bytes, attempts: Attempts) -> None:
+        handler = job.handler
+        assert handler is not None
+        outcome: Outcome | None
+        clock: _LoopClock | None = None
         try:
-            value = await job.task.function(**self._handlers.arguments(job, text))
+            cause = job.cause
+            if cause is not None:
+                outcome = outcome_of_stop(cause, job)
+            else:
+                attempts.mark_started(job)
+                job.stopper = _cancel_handler
+                if job.policy.timeout_ms is not None:
+                    clock = _LoopClock(job, handler, attempts)
+                value = await job.task.function(**self._handlers.arguments(job, text))
+                if job.cause is StopCause.STALE:
+                    outcome = None
+                elif clock is not None and clock.expired:
+                    # It caught its cancellation; what it made came too late, as on the other executors.
+                    outcome = clock.outcome
+                else:
+                    outcome = outcomes.succeeded(value, limit=self._handlers.limits.result_bytes)
         except GeneratorExit:
-            # The loop is being torn down; awaiting anything more is not allowed.
+            # The loop is being torn down.
+            if not job.detached:
+                attempts.let_go(job)
             raise
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything, also sys.exit()
             if job.cause is not None and not job.detached:
-                while me.uncancel():
-                    pass
-                return outcome_of_stop(job.cause, job)
-            if clock is not None and clock.expired:
-                while me.uncancel():
-                    pass
-                return clock.outcome
-            return outcomes.raised(error, limit=limits.error_bytes)
+                outcome = outcome_of_stop(job.cause, job)
+            elif clock is not None and clock.expired:
+                outcome = clock.outcome
+            else:
+                outcome = outcomes.raised(error, limit=self._handlers.limits.error_bytes)
         finally:
             job.stopper = None
+            self._running.discard(handler)
             if clock is not None:
                 clock.stop()
-        if job.cause is StopCause.STALE:
-            return None
-        if clock is not None and clock.expired:
-            # It caught its cancellation; what it made came too late, as on the other executors.
-            while me.uncancel():
-                pass
-            return clock.outcome
-        return outcomes.succeeded(value, limit=limits.result_bytes)
+        if not job.detached:
+            attempts.end(job, outcome)
+
+
+def _cancel_handler(job: ActiveJob, _cause: StopCause) -> None:
+    if job.handler is not None:
+        job.handler.cancel()
 
 
 class _LoopClock:
     """Cancel an async handler at its timeout, and end the attempt without it when it goes on in spite of that."""
 
-    def __init__(self, job: ActiveJob, handler: asyncio.Task[Any]) -> None:
+    def __init__(self, job: ActiveJob, handler: asyncio.Task[None], attempts: Attempts) -> None:
         self._job = job
         self._handler = handler
+        self._attempts = attempts
         self._loop = asyncio.get_running_loop()
         timeout_ms = job.policy.timeout_ms or 0
         self.expired = False
@@ -153,7 +197,7 @@ class _LoopClock:
         self.expired = True
         self._job.flag.requested = True
         self._handler.cancel()
-        self._timer = self._loop.call_later(STOP_GRACE_S, self._job.detach, self._job, self._handler, self.outcome)
+        self._timer = self._loop.call_later(STOP_GRACE_S, self._attempts.detach, self._job, self._handler, self.outcome)
 
 
 class ThreadExecutor:
@@ -162,68 +206,26 @@ class ThreadExecutor:
     def __init__(self, handlers: Handlers, threads: Threads) -> None:
         self._handlers = handlers
         self._threads = threads
+        self._loop = asyncio.get_running_loop()
         self._log: Any = structlog.get_logger("penstock.worker")
         #: Threads whose attempt has ended without them.
         self.stuck = 0
+        self._returned: deque[tuple[_ThreadRun, Outcome]] = deque()
+        self._called = False
 
-    async def run(self, job: ActiveJob, text: bytes) -> Outcome | None:
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Outcome | None] = loop.create_future()
-        run = contextvars.copy_context().run
+    def begin(self, job: ActiveJob, text: bytes, attempts: Attempts) -> None:
+        """See ``JobExecutor.begin``."""
+        attempts.mark_started(job)
+        run = _ThreadRun(self, job, attempts)
+        call = contextvars.copy_context().run
 
         def work() -> None:
-            outcome = run(self._call, job, text)
-            try:
-                loop.call_soon_threadsafe(returned, outcome)
-            except RuntimeError:
-                # The worker is gone; its lease has gone back or will lapse.
-                return
+            self._hand_back(run, call(self._call, job, text))
 
-        def returned(outcome: Outcome) -> None:
-            if not answer.done():
-                answer.set_result(outcome)
-                return
-            self.stuck -= 1
-            job.mark_stuck(-1)
-            self._tell(events.THREAD_RETURNED, "A thread returned after its attempt had ended; its slot is free.", job)
-            if release is not None:
-                release()
-
-        release = job.release_slot
-
-        def interrupt(cause: StopCause) -> None:
-            # A cancel waits for the function: it sees ctx.cancelled and may end in order.
-            if cause is StopCause.CANCEL or answer.done():
-                return
-            self.stuck += 1
-            job.mark_stuck(1)
-            job.release_slot = None
-            answer.set_result(outcome_of_stop(cause, job))
-            if cause is StopCause.TIMEOUT:
-                self._tell(
-                    events.THREAD_STUCK, "A thread outlived its timeout; its slot stays taken until it returns.", job
-                )
-
-        job.stopper = interrupt
-        timer = None
-        if job.policy.timeout_ms is not None:
-            timer = loop.call_later(job.policy.timeout_ms / 1000, self._time_out, job, interrupt)
         self._threads.begin(work)
-        try:
-            outcome = await answer
-        finally:
-            job.stopper = None
-            if timer is not None:
-                timer.cancel()
-        if job.cause is StopCause.CANCEL and job.flag.seen and isinstance(outcome, Succeeded):
-            return Cancelled()
-        return outcome
 
-    @staticmethod
-    def _time_out(job: ActiveJob, interrupt: Any) -> None:
-        # Not job.stop(): a cancel that came before would hide the timeout, and the handler is told through the flag.
-        job.flag.requested = True
-        interrupt(StopCause.TIMEOUT)
+    def abandon(self) -> None:
+        """See ``JobExecutor.abandon``: a thread cannot be cancelled."""
 
     def _call(self, job: ActiveJob, text: bytes) -> Outcome:
         limits = self._handlers.limits
@@ -233,10 +235,84 @@ class ThreadExecutor:
             return outcomes.raised(error, limit=limits.error_bytes)
         return outcomes.succeeded(value, limit=limits.result_bytes)
 
-    def _tell(self, event: str, message: str, job: ActiveJob) -> None:
+    def _hand_back(self, run: _ThreadRun, outcome: Outcome) -> None:
+        """Give an outcome to the loop, from a thread; one call of the loop takes all that have come."""
+        self._returned.append((run, outcome))
+        if not self._called:
+            self._called = True
+            # Without its loop the worker is gone; its lease has gone back or will lapse.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._take_back)
+
+    def _take_back(self) -> None:
+        # First: what a thread adds while this runs is either taken below, or calls again.
+        self._called = False
+        while self._returned:
+            run, outcome = self._returned.popleft()
+            run.returned(outcome)
+
+    def tell(self, event: str, message: str, job: ActiveJob) -> None:
+        """Log about a thread."""
         self._log.warning(
             event, message=message, job_id=job.claimed.token.job_id, task=job.claimed.task, stuck_threads=self.stuck
         )
+
+
+class _ThreadRun:
+    """Be one attempt on a thread, as the loop sees it."""
+
+    __slots__ = ("_attempts", "_ended", "_executor", "_give_back", "_job", "_timer")
+
+    def __init__(self, executor: ThreadExecutor, job: ActiveJob, attempts: Attempts) -> None:
+        self._executor = executor
+        self._job = job
+        self._attempts = attempts
+        self._ended = False
+        self._give_back: Callable[[], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        job.stopper = self._interrupt
+        if job.policy.timeout_ms is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(job.policy.timeout_ms / 1000, self._time_out)
+
+    def returned(self, outcome: Outcome) -> None:
+        """Take what the thread made."""
+        job = self._job
+        if not self._ended:
+            if job.cause is StopCause.CANCEL and job.flag.seen and isinstance(outcome, Succeeded):
+                outcome = Cancelled()
+            self._end(outcome)
+            return
+        self._executor.stuck -= 1
+        job.place.mark_stuck(-1)
+        message = "A thread returned after its attempt had ended; its slot is free."
+        self._executor.tell(events.THREAD_RETURNED, message, job)
+        if self._give_back is not None:
+            self._give_back()
+
+    def _end(self, outcome: Outcome | None) -> None:
+        self._ended = True
+        self._job.stopper = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._attempts.end(self._job, outcome)
+
+    def _time_out(self) -> None:
+        # Not job.stop(): a cancel that came before would hide the timeout, and the handler is told through the flag.
+        self._job.flag.requested = True
+        self._interrupt(self._job, StopCause.TIMEOUT)
+
+    def _interrupt(self, job: ActiveJob, cause: StopCause) -> None:
+        # A cancel waits for the function: it sees ctx.cancelled and may end in order.
+        if cause is StopCause.CANCEL or self._ended:
+            return
+        self._executor.stuck += 1
+        job.place.mark_stuck(1)
+        self._give_back = job.keep_slot()
+        self._end(outcome_of_stop(cause, job))
+        if cause is StopCause.TIMEOUT:
+            message = "A thread outlived its timeout; its slot stays taken until it returns."
+            self._executor.tell(events.THREAD_STUCK, message, job)
 
 
 class ProcessExecutor:
@@ -245,8 +321,28 @@ class ProcessExecutor:
     def __init__(self, handlers: Handlers, pool: ProcessPool) -> None:
         self._handlers = handlers
         self._pool = pool
+        self._loop = asyncio.get_running_loop()
+        self._running: set[asyncio.Task[None]] = set()
 
-    async def run(self, job: ActiveJob, text: bytes) -> Outcome | None:
+    def begin(self, job: ActiveJob, text: bytes, attempts: Attempts) -> None:
+        """See ``JobExecutor.begin``."""
+        running = self._loop.create_task(self._run(job, text, attempts))
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+
+    def abandon(self) -> None:
+        """See ``JobExecutor.abandon``."""
+        for running in self._running:
+            running.cancel()
+
+    async def _run(self, job: ActiveJob, text: bytes, attempts: Attempts) -> None:
+        if job.cause is not None:
+            attempts.end(job, outcome_of_stop(job.cause, job))
+            return
+        attempts.mark_started(job)
+        attempts.end(job, await self._outcome(job, text))
+
+    async def _outcome(self, job: ActiveJob, text: bytes) -> Outcome | None:
         claimed, limits, timeout_ms = job.claimed, self._handlers.limits, job.policy.timeout_ms
         child_job = ChildJob(
             module=self._handlers.registry.module_of(job.task.name),
@@ -272,7 +368,7 @@ class ProcessExecutor:
         )
         killing: list[asyncio.TimerHandle] = []
 
-        def stop(cause: StopCause) -> None:
+        def stop(_job: ActiveJob, cause: StopCause) -> None:
             if cause is StopCause.CANCEL:
                 call.ask()
                 killing.append(asyncio.get_running_loop().call_later(STOP_GRACE_S, call.kill))

@@ -12,7 +12,7 @@ import structlog
 
 from penstock.core import events
 from penstock.core.errors import PenstockError, StoreUnavailable
-from penstock.core.ids import Token, WorkerName
+from penstock.core.ids import WorkerName
 from penstock.core.job import Extended, Extension
 from penstock.store.protocol import Store
 from penstock.worker.active import ActiveJob, StopCause
@@ -26,13 +26,14 @@ BEAT_S = 1.0
 
 
 class Held:
-    """Hold the jobs of a worker by token; each method is one step for the interpreter, so threads need no lock.
+    """Hold the jobs of a worker; each method is one step for the interpreter, so threads need no lock.
 
     With a ``writer`` a supervisor sees them too.
     """
 
     def __init__(self, writer: LeaseWriter | None = None) -> None:
-        self._jobs: dict[Token, ActiveJob] = {}
+        # By themselves: a token takes longer to hash.
+        self._jobs: dict[ActiveJob, None] = {}
         self._writer = writer
 
     def __len__(self) -> int:
@@ -40,7 +41,7 @@ class Held:
 
     def add(self, job: ActiveJob) -> None:
         """Hold a job from its claim on."""
-        self._jobs[job.claimed.token] = job
+        self._jobs[job] = None
         if self._writer is not None:
             job.lease_entry = self._writer.put(job.claimed.token, job.started_s)
 
@@ -51,7 +52,7 @@ class Held:
 
     def drop(self, job: ActiveJob) -> None:
         """Let a job go; twice is fine."""
-        self._jobs.pop(job.claimed.token, None)
+        self._jobs.pop(job, None)
         if self._writer is not None and job.lease_entry:
             self._writer.drop(job.lease_entry)
             job.lease_entry = 0
@@ -63,11 +64,11 @@ class Held:
 
     def holds(self, job: ActiveJob) -> bool:
         """Tell whether a job is still held."""
-        return job.claimed.token in self._jobs
+        return job in self._jobs
 
     def all(self) -> list[ActiveJob]:
         """Return the jobs held now."""
-        return list(self._jobs.values())
+        return list(self._jobs)
 
 
 class LeaseKeeper:

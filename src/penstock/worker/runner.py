@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -15,8 +15,8 @@ import structlog
 from penstock.core import events
 from penstock.core.errors import StoreError
 from penstock.core.ids import Token, WorkerName
-from penstock.core.job import Extension, JobError, Settle, SettleCode, Verb
-from penstock.core.outcome import Cancelled, FailedAttempt, Outcome, Released
+from penstock.core.job import Extension, JobError, Settle, SettleCode, Settled, Verb
+from penstock.core.outcome import Cancelled, FailedAttempt, Outcome, Released, Succeeded
 from penstock.handlers.registry import Executor
 from penstock.store.protocol import Store
 from penstock.worker.active import ActiveJob, StopCause
@@ -53,88 +53,112 @@ class Runner:
         self._executors = executors
         self._outage = Outage("input")
         self._log: Any = structlog.get_logger("penstock.worker")
-        self._tasks: set[asyncio.Task[None]] = set()
         # Asking for the running loop costs a system call each time.
         self._loop = asyncio.get_running_loop()
-        #: Handlers that go on after their attempt has ended.
-        self._stuck: set[asyncio.Task[None]] = set()
+        #: What takes more than a step: inputs to fetch, output and progress to write.
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Attempts that have not ended, or whose ends are not written.
+        self._count = 0
+        self._idle: asyncio.Future[None] | None = None
+        self._abandoned = False
 
     def start(self, job: ActiveJob) -> None:
-        """Run a claimed job in a task of its own."""
+        """Run a claimed job."""
         self._held.add(job)
-        job.detach = self._detach
-        running = self._loop.create_task(self._run(job))
-        self._tasks.add(running)
-        running.add_done_callback(self._tasks.discard)
+        self._count += 1
+        text = job.claimed.input
+        if text is None:
+            self._spawn(self._fetch(job))
+        else:
+            self._executors[job.task.executor].begin(job, text, self)
 
-    def _detach(self, job: ActiveJob, handler: asyncio.Task[None], outcome: Outcome) -> None:
-        """End an attempt whose handler does not stop; it holds its slot until it returns, and no drain waits for it."""
-        job.detached = True
-        job.mark_stuck(1)
-        release, job.release_slot = job.release_slot, None
-        log = self._bound(job)
-        log.warning(events.HANDLER_STUCK, message="A handler outlived its timeout; its slot stays taken until it ends.")
-        self._tasks.discard(handler)
-        self._stuck.add(handler)
-
-        def returned(_handler: asyncio.Task[None]) -> None:
-            self._stuck.discard(handler)
-            job.mark_stuck(-1)
-            log.warning(events.HANDLER_RETURNED, message="A handler ended after its attempt had; its slot is free.")
-            if release is not None:
-                release()
-
-        handler.add_done_callback(returned)
-        ending = self._loop.create_task(self._end_apart(job, _after_cancel(job, outcome)))
-        self._tasks.add(ending)
-        ending.add_done_callback(self._tasks.discard)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def wait_idle(self) -> None:
-        """Return when no job runs."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        """Return when no job runs; one caller at a time."""
+        while self._count:
+            self._idle = self._loop.create_future()
+            await self._idle
 
     def abandon(self) -> None:
         """Cancel what still runs; its leases go back when the worker leaves."""
-        for running in (*self._tasks, *self._stuck):
-            running.cancel()
+        self._abandoned = True
+        for task in self._tasks:
+            task.cancel()
+        for executor in self._executors.values():
+            executor.abandon()
 
-    async def _run(self, job: ActiveJob) -> None:
-        try:
-            outcome = await self._execute(job)
-            if not job.detached:
-                await self._end(job, outcome)
-        finally:
-            if not job.detached:
-                self._let_go(job)
+    def mark_started(self, job: ActiveJob) -> None:
+        """See ``Attempts.mark_started``."""
+        self._held.mark_started(job)
 
-    async def _end_apart(self, job: ActiveJob, outcome: Outcome | None) -> None:
-        try:
-            await self._end(job, outcome)
-        finally:
-            self._let_go(job)
+    def detach(self, job: ActiveJob, handler: asyncio.Task[None], outcome: Outcome) -> None:
+        """End an attempt whose handler does not stop; it holds its slot until it returns, and no drain waits for it."""
+        job.detached = True
+        place = job.place
+        place.mark_stuck(1)
+        give_back = job.keep_slot()
+        log = self._bound(job)
+        log.warning(events.HANDLER_STUCK, message="A handler outlived its timeout; its slot stays taken until it ends.")
 
-    def _let_go(self, job: ActiveJob) -> None:
+        def returned(_handler: asyncio.Task[None]) -> None:
+            place.mark_stuck(-1)
+            log.warning(events.HANDLER_RETURNED, message="A handler ended after its attempt had; its slot is free.")
+            give_back()
+
+        handler.add_done_callback(returned)
+        self.end(job, outcome)
+
+    def let_go(self, job: ActiveJob) -> None:
+        """See ``Attempts.let_go``."""
         if job.output is not None:
             job.output.abandon()
         self._held.drop(job)
-        if job.release_slot is not None:
-            job.release_slot()
+        job.release_slot()
+        self._count -= 1
+        if not self._count and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
-    async def _end(self, job: ActiveJob, outcome: Outcome | None) -> None:
-        if outcome is None:
-            self._tell_stale(job)
+    def end(self, job: ActiveJob, outcome: Outcome | None) -> None:
+        """See ``Attempts.end``."""
+        if job.cause is StopCause.CANCEL and isinstance(outcome, FailedAttempt | Released):
+            # A cancel wins over an end that would bring the job back, or into the dead letter.
+            outcome = Cancelled()
+        if outcome is None or self._abandoned:
+            if not self._abandoned:
+                self._tell_stale(job)
+            self.let_go(job)
             return
-        settle = decide(job.claimed.token, outcome, job.policy, counted=job.claimed.counted, draw=random.random())
+        if isinstance(outcome, Succeeded):
+            settle = Settle(token=job.claimed.token, verb=Verb.COMPLETE, value=outcome.result)
+        else:
+            settle = decide(job.claimed.token, outcome, job.policy, counted=job.claimed.counted, draw=random.random())
         self._release_early(job)
-        if job.output is not None:
-            await job.output.close()
-        if (progress := job.unwritten) is not None:
-            await self._write_progress(job.claimed.token, progress)
-        settled = await self._settler.settle(settle)
-        if settled is None:
+        if job.output is None and job.unwritten is None:
+            self._settler.add(settle, self._settled, job)
+        else:
+            self._spawn(self._write_rest(job, settle))
+
+    async def _write_rest(self, job: ActiveJob, settle: Settle) -> None:
+        """Write what the handler logged, streamed and reported, and then its end."""
+        try:
+            if job.output is not None:
+                await job.output.close()
+            if (progress := job.unwritten) is not None:
+                await self._write_progress(job.claimed.token, progress)
+        except BaseException:
+            self.let_go(job)
+            raise
+        self._settler.add(settle, self._settled, job)
+
+    def _settled(self, job: ActiveJob, settle: Settle, answer: Settled | None) -> None:
+        self.let_go(job)
+        if answer is None:
             return
-        if settled.code is SettleCode.STALE:
+        if answer.code is SettleCode.STALE:
             self._tell_stale(job)
         elif settle.verb is not Verb.COMPLETE:
             self._tell(job, settle)
@@ -149,24 +173,22 @@ class Runner:
 
         The worker then holds at most as many finished jobs as it has slots for running ones.
         """
-        if (
-            job.release_slot is not None
-            and self._settler.unsettled < self._ahead
-            and time.monotonic() - job.started_s < SHORT_S
-        ):
+        if self._settler.unsettled < self._ahead and time.monotonic() - job.started_s < SHORT_S:
             job.release_slot()
 
-    async def _execute(self, job: ActiveJob) -> Outcome | None:
-        text = job.claimed.input
-        if text is None:
+    async def _fetch(self, job: ActiveJob) -> None:
+        try:
             text = await self._fetch_input(job)
+        except BaseException:
+            self.let_go(job)
+            raise
         if job.cause is not None:
-            return outcome_of_stop(job.cause, job)
-        if text is None:
+            self.end(job, outcome_of_stop(job.cause, job))
+        elif text is None:
             # Deleted between the claim and now; there is nothing to settle.
-            return None
-        self._held.mark_started(job)
-        return _after_cancel(job, await self._executors[job.task.executor].run(job, text))
+            self.end(job, None)
+        else:
+            self._executors[job.task.executor].begin(job, text, self)
 
     async def _fetch_input(self, job: ActiveJob) -> bytes | None:
         while job.cause is None:
@@ -212,13 +234,6 @@ class Runner:
                 log.info(events.JOB_CANCELLED, message="The handler was stopped and the job is cancelled.")
             case Verb.COMPLETE:
                 pass
-
-
-def _after_cancel(job: ActiveJob, outcome: Outcome | None) -> Outcome | None:
-    """Let a cancel win over an end that would bring the job back, or into the dead letter."""
-    if job.cause is StopCause.CANCEL and isinstance(outcome, FailedAttempt | Released):
-        return Cancelled()
-    return outcome
 
 
 def _short(error: bytes) -> str:

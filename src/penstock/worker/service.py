@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -19,17 +19,17 @@ import penstock
 from penstock.core import events
 from penstock.core.errors import SchedulesFull, StoreError, StoreFull, TaskError
 from penstock.core.ids import WorkerName
-from penstock.core.job import PRIORITY_WEIGHTS, ClaimedJob, Settle, Verb, WorkerInfo, handler_name
+from penstock.core.job import PRIORITY_WEIGHTS, ClaimedJob, JobOptions, Settle, Verb, WorkerInfo, handler_name
 from penstock.core.limits import SCRIPT_ITEMS
 from penstock.handlers import builtin
-from penstock.handlers.registry import EXECUTORS, Executor, Registry
+from penstock.handlers.registry import EXECUTORS, Executor, Registry, Task
 from penstock.handlers.schedules import DeclaredSchedule, find_schedules
 from penstock.store.protocol import Store
 from penstock.store.ticker import Ticker
 from penstock.store.upkeep import Upkeep
-from penstock.worker.active import ActiveJob, StopCause
+from penstock.worker.active import ActiveJob, Place, StopCause
 from penstock.worker.child import start_child
-from penstock.worker.decide import policy_of
+from penstock.worker.decide import Policy, policy_of
 from penstock.worker.executors import Handlers, make_executors
 from penstock.worker.fetcher import Fetcher
 from penstock.worker.lease_table import LeaseWriter
@@ -88,7 +88,9 @@ class Worker:
         self._told_of_claim = False
         #: It stops because too many of its slots are stuck.
         self.worn = False
-        self._mark_stuck: dict[Executor, Callable[[int], None]]
+        self._places: dict[tuple[Executor, str], Place]
+        #: By the name that the claim gives; the policy is that of jobs whose submit says nothing.
+        self._tasks: dict[str, tuple[Task[..., Any], Policy]] = {}
         self._store: Store
         self._slots: Slots
         self._settler: Settler
@@ -147,6 +149,10 @@ class Worker:
             stack.push_async_callback(self._store.close)
             resources = await self._enter_lifespans(stack)
             self._build(resources)
+            if self._writer is not None:
+                # A process of our own: what is loaded stays, and need not be looked through again.
+                gc.collect()
+                gc.freeze()
             upkeep = Upkeep(self._store)
             upkeep_task = asyncio.create_task(upkeep.run(), name="penstock-upkeep")
             ticker_task = asyncio.create_task(self._ticker.run(), name="penstock-ticker")
@@ -208,13 +214,25 @@ class Worker:
         tasks: dict[Executor, tuple[str, ...]] = {kind: self._registry.names([kind]) for kind in EXECUTORS}
         # An executor without tasks has no slots, else a full worker would never look full.
         one = 1 if self._alone else None
-        self._mark_stuck = {kind: functools.partial(self._note_stuck, kind) for kind in EXECUTORS}
         self._slots = Slots(
             {kind: one or sizes[kind] if tasks[kind] else 0 for kind in EXECUTORS},
             most=one,
             queues=self._queues(),
             queue_slots=None if self._alone else dict(options.queue_slots),
         )
+        self._places = {
+            (kind, queue): Place(
+                functools.partial(self._slots.give_back, kind, queue),
+                on_progress=lambda: self._leases.poke_progress(),  # noqa: PLW0108 - made further down
+                mark_stuck=functools.partial(self._note_stuck, kind),
+            )
+            for kind in EXECUTORS
+            for queue in self._queues()
+        }
+        for name in self._registry.names():
+            task = self._registry.get(name)
+            assert task is not None
+            self._tasks[name] = (task, policy_of(JobOptions(), task.info, options.defaults))
         self._settler = Settler(self._store, most_bytes=options.unwritten_bytes)
         self._ticker = Ticker(self._store, self._store.partitions)
         nonce = secrets.token_hex(8)
@@ -268,18 +286,13 @@ class Worker:
         )
 
     def _start(self, claimed: ClaimedJob, executor: Executor) -> None:
-        task = self._registry.get(handler_name(claimed.type, claimed.task))
         # The claim names our tasks, so the store hands out no others.
-        assert task is not None
-        job = ActiveJob(
-            claimed,
-            task,
-            policy_of(claimed.options, task.info, self.options.defaults),
-            release_slot=self._slots.take(executor, claimed.queue),
-            on_progress=self._leases.poke_progress,
-            mark_stuck=self._mark_stuck[executor],
-        )
-        self._runner.start(job)
+        task, policy = self._tasks[handler_name(claimed.type, claimed.task)]
+        options = claimed.options
+        if options.max_attempts or options.timeout_ms or options.backoff:
+            policy = policy_of(options, task.info, self.options.defaults)
+        self._slots.take(executor, claimed.queue)
+        self._runner.start(ActiveJob(claimed, task, policy, self._places[executor, claimed.queue]))
 
     def _note_stuck(self, executor: Executor, change: int) -> None:
         self._slots.mark_stuck(executor, change)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -15,6 +17,11 @@ from penstock.core.limits import SCRIPT_BYTES, SCRIPT_ITEMS
 from penstock.store.protocol import Store
 from penstock.worker.backoff import Outage
 from penstock.worker.options import WorkerOptions
+
+#: Tells who brought an attempt's end what was sent and what became of it: None when the store refused it for good
+#: (logged; the lease will lapse). Called on the loop; must not raise.
+Done = Callable[[Any, Settle, Settled | None], None]
+_Entry = tuple[Settle, Done, Any]
 
 
 class Settler:
@@ -29,11 +36,13 @@ class Settler:
         self._store = store
         self._most_bytes = most_bytes
         self._bytes = 0
-        self._waiting: deque[tuple[Settle, asyncio.Future[Settled | None]]] = deque()
+        self._waiting: deque[_Entry] = deque()
         self._writer: asyncio.Task[None] | None = None
         self._unsettled = 0
         # Asking for the running loop costs a system call each time.
         self._loop = asyncio.get_running_loop()
+        # What ends last starts the writer, and its context variables are its own.
+        self._context = contextvars.copy_context()
         self._outage = Outage("settle")
         self._log: Any = structlog.get_logger("penstock.worker")
 
@@ -42,8 +51,8 @@ class Settler:
         """Return how many attempts have ended and are not written yet."""
         return self._unsettled
 
-    async def settle(self, item: Settle) -> Settled | None:
-        """Settle one attempt; None when the store refused it for good (logged; the lease will lapse)."""
+    def add(self, item: Settle, done: Done, owner: Any) -> None:
+        """Settle one attempt, and call ``done(owner, what was sent, what became of it)``."""
         size = len(item.value)
         if self._outage.lasts and size and self._bytes + size > self._most_bytes:
             self._log.error(
@@ -55,17 +64,17 @@ class Settler:
             )
             item, size = Settle(token=item.token, verb=Verb.RELEASE), 0
         self._bytes += size
-        future: asyncio.Future[Settled | None] = self._loop.create_future()
-        self._waiting.append((item, future))
+        self._waiting.append((item, done, owner))
         self._unsettled += 1
         if self._writer is None:
             # The task starts after the callbacks already due, so jobs that end in the same moment share a call.
-            self._writer = self._loop.create_task(self._write_all(), name="penstock-settle")
-        try:
-            return await future
-        finally:
-            self._unsettled -= 1
-            self._bytes -= size
+            self._writer = self._loop.create_task(self._write_all(), name="penstock-settle", context=self._context)
+
+    async def settle(self, item: Settle) -> Settled | None:
+        """Settle one attempt; None when the store refused it for good."""
+        future: asyncio.Future[Settled | None] = self._loop.create_future()
+        self.add(item, _set_answer, future)
+        return await future
 
     async def close(self) -> None:
         """Give up what is not written; its leases go back when the worker leaves, or lapse."""
@@ -74,19 +83,21 @@ class Settler:
             await asyncio.gather(self._writer, return_exceptions=True)
 
     async def _write_all(self) -> None:
-        batch: list[tuple[Settle, asyncio.Future[Settled | None]]] = []
+        batch: list[_Entry] = []
         try:
             while self._waiting:
                 batch = self._next_batch()
                 await self._write(batch)
         finally:
             self._writer = None
-            for _item, future in [*batch, *self._waiting]:
-                if not future.done():
-                    future.set_result(None)
+            # After an ordinary end nothing is left.
+            left, batch = [*batch, *self._waiting], []
+            self._waiting.clear()
+            for entry in left:
+                self._finish(entry, None)
 
-    def _next_batch(self) -> list[tuple[Settle, asyncio.Future[Settled | None]]]:
-        batch: list[tuple[Settle, asyncio.Future[Settled | None]]] = []
+    def _next_batch(self) -> list[_Entry]:
+        batch: list[_Entry] = []
         size = 0
         while self._waiting and len(batch) < SCRIPT_ITEMS:
             size += len(self._waiting[0][0].value)
@@ -95,35 +106,51 @@ class Settler:
             batch.append(self._waiting.popleft())
         return batch
 
-    async def _write(self, batch: list[tuple[Settle, asyncio.Future[Settled | None]]]) -> None:
+    async def _write(self, batch: list[_Entry]) -> None:
+        """Write until nothing is left in ``batch``."""
         while batch:
             try:
-                answers = await self._store.settle([item for item, _future in batch])
+                answers = await self._store.settle([entry[0] for entry in batch])
             except StoreUnavailable as error:
                 await asyncio.sleep(self._outage.failed(error))
                 continue
             except Exception as error:  # noqa: BLE001 - one bad call must not end all settling
                 answers = [error] * len(batch)
-            again: list[tuple[Settle, asyncio.Future[Settled | None]]] = []
+            answered, again = batch[:], []
+            batch.clear()
             last: StoreUnavailable | None = None
-            for (item, future), answer in zip(batch, answers, strict=True):
-                if isinstance(answer, StoreUnavailable):
-                    again.append((item, future))
+            for entry, answer in zip(answered, answers, strict=True):
+                if isinstance(answer, Settled):
+                    self._finish(entry, answer)
+                elif isinstance(answer, StoreUnavailable):
+                    again.append(entry)
                     last = answer
-                elif isinstance(answer, Exception):
-                    self._log.error(
-                        events.SETTLE_FAILED,
-                        message="The store refused an attempt's end; the job runs again when its lease lapses.",
-                        job_id=item.token.job_id,
-                        attempt=item.token.attempt,
-                        verb=item.verb.value,
-                        error=f"{type(answer).__name__}: {answer}",
-                    )
-                    future.set_result(None)
-                elif not future.done():
-                    future.set_result(answer)
-            batch[:] = again
+                else:
+                    self._tell_refused(entry[0], answer)
+                    self._finish(entry, None)
+            batch += again
             if last is not None:
                 await asyncio.sleep(self._outage.failed(last))
             else:
                 self._outage.over()
+
+    def _finish(self, entry: _Entry, answer: Settled | None) -> None:
+        item, done, owner = entry
+        self._unsettled -= 1
+        self._bytes -= len(item.value)
+        done(owner, item, answer)
+
+    def _tell_refused(self, item: Settle, error: Exception) -> None:
+        self._log.error(
+            events.SETTLE_FAILED,
+            message="The store refused an attempt's end; the job runs again when its lease lapses.",
+            job_id=item.token.job_id,
+            attempt=item.token.attempt,
+            verb=item.verb.value,
+            error=f"{type(error).__name__}: {error}",
+        )
+
+
+def _set_answer(future: asyncio.Future[Settled | None], _item: Settle, answer: Settled | None) -> None:
+    if not future.done():
+        future.set_result(answer)

@@ -87,25 +87,20 @@ class Slots:
         """Count a slot that is stuck (1), or came back (-1)."""
         self._stuck[executor] += change
 
-    def take(self, executor: Executor, queue: str) -> Callable[[], None]:
-        """Take a slot and return the function that gives it back once, however often it is called."""
+    def take(self, executor: Executor, queue: str) -> None:
+        """Take a slot."""
         if self.free(executor) <= 0:
             raise RuntimeError(f"no free slot for the executor {executor!r}")
         self._free[executor] -= 1
-        bound = (executor, queue) if (executor, queue) in self._room else None
-        if bound is not None:
-            self._room[bound] -= 1
-        given_back = False
+        if (executor, queue) in self._room:
+            self._room[executor, queue] -= 1
 
-        def give_back() -> None:
-            nonlocal given_back
-            if given_back:
-                return
-            given_back = True
-            self._free[executor] += 1
-            if bound is not None:
-                self._room[bound] += 1
-            if self._free[executor] == 1 or (bound is not None and self._room[bound] == 1):
-                self.on_freed()
-
-        return give_back
+    def give_back(self, executor: Executor, queue: str) -> None:
+        """Give a slot back that was taken."""
+        self._free[executor] += 1
+        has_room = self._free[executor] == 1
+        if (executor, queue) in self._room:
+            self._room[executor, queue] += 1
+            has_room = has_room or self._room[executor, queue] == 1
+        if has_room:
+            self.on_freed()
