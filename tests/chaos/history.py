@@ -10,11 +10,14 @@ import collections
 import re
 from pathlib import Path
 
-#: `move()` writes the status as the first field of the job's hash.
-_COMPLETED = re.compile(rb":job:([0-9a-f-]{36})\r\n\$6\r\nstatus\r\n\$9\r\ncompleted\r\n")
+import msgspec
+
+#: A job's text is written whole, by `SET` and `MSET`.
+_JOB = re.compile(rb":job:([0-9a-f-]{36})\r\n\$(\d+)\r\n")
 _NUMBER = re.compile(r"\.(\d+)\.incr\.aof$")
 _CHUNK = 1 << 24
-_OVERLAP = 256
+#: More than any job's text takes.
+_OVERLAP = 1 << 20
 
 
 def completions(folder: Path) -> collections.Counter[str]:
@@ -30,11 +33,23 @@ def _in_file(path: Path) -> list[str]:
     found = []
     kept = b""
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
+        while True:
+            chunk = file.read(_CHUNK)
             kept += chunk
             end = 0
-            for match in _COMPLETED.finditer(kept):
-                found.append(match[1].decode())
-                end = match.end()
+            for match in _JOB.finditer(kept):
+                last = match.end() + int(match[2])
+                if last > len(kept):
+                    # Cut off here: the next chunk holds the rest, or a crash cut the file.
+                    break
+                end = last
+                if _status(kept[match.end() : last]) == "completed":
+                    found.append(match[1].decode())
+            if not chunk:
+                return found
             kept = kept[max(end, len(kept) - _OVERLAP) :]
-    return found
+
+
+def _status(text: bytes) -> str:
+    fields: dict[str, str] = msgspec.msgpack.decode(text)
+    return fields["status"]

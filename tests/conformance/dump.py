@@ -7,6 +7,8 @@ import re
 from collections import Counter, defaultdict
 from typing import Any
 
+import msgspec
+
 from penstock.core.ids import JobId
 from penstock.core.job import JobRecord
 from penstock.core.output import OutputEntry, OutputKind
@@ -84,6 +86,11 @@ class Dump:
         flat = self.keys.get(name, [])
         return dict(flat) if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
 
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Return a job's fields as they are stored."""
+        found: dict[str, Any] = msgspec.msgpack.decode(self.keys[f"job:{job_id}"])
+        return found
+
     def named(self, kind: str) -> list[str]:
         """Return the names of all keys of a kind."""
         return [name for name, found in self._kinds.items() if found == kind]
@@ -96,7 +103,8 @@ class Dump:
             job_id = JobId(name.removeprefix("job:"))
             found[job_id] = job_record(
                 job_id,
-                self.raw_hash(name),
+                self.keys[name],
+                attempts=self.raw_hash(f"{name}:attempts"),
                 big_input=self.keys.get(f"job:{job_id}:in"),
                 big_result=self.keys.get(f"job:{job_id}:out"),
                 deadline=str(running[job_id]).encode() if job_id in running else None,
@@ -113,7 +121,7 @@ class Dump:
         problems += self._audit_totals(jobs)
         problems += self._audit_wakes(jobs, markers=markers)
         problems += self._audit_schedules()
-        for name in (name for kind in ("input", "result", "log", "stream") for name in self.named(kind)):
+        for name in (name for kind in ("input", "result", "attempts", "log", "stream") for name in self.named(kind)):
             match = _JOB_ID.match(name)
             if match is None or JobId(match[1]) not in jobs:
                 problems.append(f"{name} belongs to no job")
@@ -129,7 +137,7 @@ class Dump:
             f"{member} is in {found} but there is no such job" for member, found in places.items() if member not in jobs
         ]
         for job_id, job in jobs.items():
-            fields = self.hash(f"job:{job_id}")
+            fields = self.job(job_id)
             expected: dict[State, tuple[str, int | str | None]] = {
                 State.QUEUED: (f"queue:{job.queue}:{job.priority.value}", fields.get("seq")),
                 State.SCHEDULED: ("delayed", fields.get("due")),
@@ -178,7 +186,7 @@ class Dump:
         holders = {name: job_id for name, (_, job_id, _) in self.locks().items()}
         bound = {}
         for job_id, job in jobs.items():
-            digest, until, _ = self.hash(f"job:{job_id}").get("unique", "||").split("|")
+            digest, until, _ = self.job(job_id).get("unique", "||").split("|")
             waits = until == "finished" or (until == "started" and job.attempt == 0)
             if waits and job.state not in FINAL_STATES:
                 bound[f"unique:{digest}"] = job_id
@@ -241,7 +249,7 @@ class Dump:
         found = {}
         for name in self.named("job"):
             job_id = JobId(name.removeprefix("job:"))
-            tally = [int(number) for number in self.hash(name).get("output", "0|0|0|0|0|0|0|0").split("|")]
+            tally = [int(number) for number in self.job(job_id).get("output", "0|0|0|0|0|0|0|0").split("|")]
             entries: list[OutputEntry] = []
             for kind, (stored, size) in {OutputKind.LOG: tally[2:4], OutputKind.STREAM: tally[5:7]}.items():
                 texts = self.keys.get(f"{name}:{kind.value}", [])

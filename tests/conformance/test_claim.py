@@ -126,13 +126,13 @@ async def test_large_inputs_are_fetched_apart(subject: Subject) -> None:
 
 async def test_inputs_beyond_a_mebibyte_a_call_are_fetched_apart(subject: Subject) -> None:
     text = b'"' + b"s" * (16 * KIB - 2) + b'"'
-    tail = b'"' + b"t" * 98 + b'"'
-    jobs = [subject.new(input=text) for _ in range(63)] + [subject.new(input=text[:-101] + b'"')]
+    tail = b'"' + b"t" * 298 + b'"'
+    jobs = [subject.new(input=text) for _ in range(63)] + [subject.new(input=text[:-301] + b'"')]
     jobs += [subject.new(input=text), subject.new(input=tail), subject.new(input=tail), subject.new()]
     await subject.store.submit(jobs)
     got = [job.input for job in (await subject.claim(100)).jobs]
     assert got[:64] == [job.input for job in jobs[:64]]
-    # 100 bytes are left: the next large one does not fit, the first short one does, and the smallest always do.
+    # 300 bytes are left: the next large one does not fit, the first short one does, and the smallest always do.
     assert got[64:] == [None, tail, None, b"{}"]
 
 

@@ -14,6 +14,7 @@ from penstock.core.limits import Limits
 from penstock.core.output import NewEntry, Output, OutputCode, OutputKind
 from penstock.core.states import State
 from penstock.store.redis.store import RedisStore
+from penstock.store.redis.testing import change_job
 from tests.conformance import schedules
 from tests.conformance.subject import START_MS, WORKER, Subject, redis_subject
 
@@ -209,7 +210,7 @@ async def test_a_list_of_another_type_spoils_one_item_redis(subject: Subject, ki
 async def test_a_tally_that_cannot_be_read_spoils_one_item_redis(subject: Subject) -> None:
     good, bad = await subject.running(), await subject.running()
     damage = Damage(subject)
-    await damage.connection.command("HSET", damage.keys.key("job", bad.job_id), "output", "1|x")
+    await change_job(damage.connection, bad.job_id, output="1|x")
     entry = NewEntry(kind=OutputKind.LOG, value=b"1")
     answers = await subject.store.output([Output(token=token, made=0, entries=(entry,)) for token in (bad, good)])
     assert isinstance(answers[0], Exception)
@@ -220,7 +221,7 @@ async def test_a_tally_that_cannot_be_read_spoils_one_item_redis(subject: Subjec
 async def test_a_job_without_priority_keeps_no_neighbour_from_being_claimed_redis(subject: Subject) -> None:
     ids = await subject.submit_many(3)
     damage = Damage(subject)
-    await damage.connection.command("HDEL", damage.keys.key("job", ids[0]), "priority")
+    await change_job(damage.connection, ids[0], priority=None)
     assert [job.token.job_id for job in (await subject.claim(5)).jobs] == ids[1:]
     assert await damage.holds(ids[0], "queue", "default", "normal")
 

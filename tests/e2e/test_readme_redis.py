@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 import redis
 
@@ -20,13 +21,23 @@ def by_hand(running: Folder) -> redis.Redis:
     return redis.Redis.from_url(instance.redis_url, decode_responses=True)
 
 
+def job_at(folder: Folder, job_id: str) -> bytes:
+    """Return what `redis-cli GET` would show, before it writes the bytes that are no text as escapes."""
+    instance = find_instance(folder.path / ".penstock")
+    assert instance is not None
+    with redis.Redis.from_url(instance.redis_url) as raw:
+        return bytes(raw.get(f"{PREFIX}job:{job_id}"))
+
+
 def test_a_job_can_be_read_by_hand(running: Folder, by_hand: redis.Redis) -> None:
     with running.client() as client, by_hand:
         small = client.wait(client.submit("echo", {"hello": "world"}).id, timeout=30)
         large = client.wait(client.submit("echo", "x" * 1_000).id, timeout=30)
-        fields = by_hand.hgetall(f"{PREFIX}job:{small.id}")
+        fields = msgspec.msgpack.decode(job_at(running, small.id))
         assert (fields["status"], json.loads(fields["result"])) == ("completed", {"hello": "world"})
-        assert by_hand.hget(f"{PREFIX}job:{large.id}", "status") == "completed"
+        for readable in (b"status\xa9completed", b'result\xb1{"hello":"world"}', b"task\xa4echo"):
+            assert readable in job_at(running, small.id)
+        assert msgspec.msgpack.decode(job_at(running, large.id))["status"] == "completed"
         assert json.loads(str(by_hand.get(f"{PREFIX}job:{large.id}:out"))) == "x" * 1_000
         assert by_hand.ttl(f"{PREFIX}job:{small.id}") == -1
 

@@ -415,7 +415,7 @@ class TestDamaged:
             (record,) = (await store.due_schedules(0)).records
             first, second = (job_id_of_tick("s", now_ms - ago_ms) for ago_ms in (2_500, 1_500))
             # What stands under the second id cannot be read, which breaks the tick off after its first job.
-            await store.connection.command("HSET", keys.key("job", second), "odd", "1")
+            await store.connection.command("SET", keys.key("job", second), msgspec.msgpack.encode({"odd": "1"}))
             ticks = [Tick(record=record, fire=(now_ms - 2_500, now_ms - 1_500), missed=0, next_ms=now_ms - 500)]
             (answer,) = await store.tick(0, ticks)
             assert isinstance(answer, Exception)

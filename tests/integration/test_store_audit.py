@@ -32,11 +32,12 @@ from penstock.store import StoreOptions
 from penstock.store import audit as audit_module
 from penstock.store.audit import AuditReport, audit
 from penstock.store.redis.store import RedisStore
+from penstock.store.redis.testing import change_job
 from penstock.store.upkeep import Upkeep
 from tests.integration.store_support import WORKER, claim, claim_one, new_job, server_in, settle, store_at, submit
 
 Damage = Callable[["Scene"], Awaitable[None]]
-BIG = b'"%s"' % (b"x" * 200)
+BIG = b'"%s"' % (b"x" * 300)
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,13 @@ class Scene:
     async def take(self, kind: str, *arguments: str, member: str) -> None:
         await self.run("ZREM", self.keys.key(kind, *arguments), member)
 
+    async def change(self, job_id: JobId, **changes: str | None) -> None:
+        await change_job(self.store.connection, job_id, **changes)
+
+    async def replace(self, job_id: JobId, verb: str) -> None:
+        await self.run("DEL", self.job(job_id))
+        await self.run(verb, self.job(job_id), "1")
+
     def job(self, job_id: JobId) -> str:
         return self.keys.key("job", job_id)
 
@@ -115,7 +123,7 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
         "running_without_lease",
         "running",
     ),
-    "running on no worker": (lambda s: s.run("HDEL", s.job(s.running), "worker"), "running_without_lease", "running"),
+    "running on no worker": (lambda s: s.change(s.running, worker=None), "running_without_lease", "running"),
     "running on two": (lambda s: s.put("running", "somebody", member=s.running), "wrong_index", "running"),
     "completed but running": (lambda s: s.put("running", WORKER, member=s.completed), "two_places", "completed"),
     "lease that nobody looks at": (lambda s: s.take("leases", member=WORKER), "unwatched_lease", "running"),
@@ -124,13 +132,13 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
         "unwatched_lease",
         "running",
     ),
-    "hash missing": (lambda s: s.run("DEL", s.job(s.queued)), "hash_missing", "queued"),
-    "hash missing of a running job": (lambda s: s.run("DEL", s.job(s.running)), "hash_missing", "running"),
-    "status unknown": (lambda s: s.run("HSET", s.job(s.queued), "status", "odd"), "damaged_hash", "queued"),
-    "no queue": (lambda s: s.run("HDEL", s.job(s.queued), "queue"), "damaged_hash", "queued"),
-    "no task": (lambda s: s.run("HDEL", s.job(s.queued), "task"), "damaged_hash", "queued"),
-    "wrong place": (lambda s: s.run("HSET", s.job(s.queued), "status", "completed"), "wrong_place", "queued"),
-    "wrong priority": (lambda s: s.run("HSET", s.job(s.queued), "priority", "low"), "wrong_place", "queued"),
+    "job missing": (lambda s: s.run("DEL", s.job(s.queued)), "job_missing", "queued"),
+    "record missing of a running job": (lambda s: s.run("DEL", s.job(s.running)), "job_missing", "running"),
+    "status unknown": (lambda s: s.change(s.queued, status="odd"), "damaged_job", "queued"),
+    "no queue": (lambda s: s.change(s.queued, queue=None), "damaged_job", "queued"),
+    "no task": (lambda s: s.change(s.queued, task=None), "damaged_job", "queued"),
+    "wrong place": (lambda s: s.change(s.queued, status="completed"), "wrong_place", "queued"),
+    "wrong priority": (lambda s: s.change(s.queued, priority="low"), "wrong_place", "queued"),
     "no expiry": (lambda s: s.take("expire", member=s.completed), "no_expiry", "completed"),
     "an expiry too early": (lambda s: s.put("expire", member=s.queued), "wrong_expiry", "queued"),
     "no deadline": (lambda s: s.take("expiry", member=s.expiring), "no_deadline", "expiring"),
@@ -164,6 +172,11 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     ),
     "input gone": (lambda s: s.run("DEL", s.keys.key("input", s.queued)), "no_input", "queued"),
     "orphan input": (lambda s: s.run("SET", s.keys.key("input", "x"), "1"), "orphan_value", "job:x:in"),
+    "orphan attempts": (
+        lambda s: s.run("HSET", s.keys.key("attempts", "x"), "1", "x"),
+        "orphan_value",
+        "job:x:attempts",
+    ),
     "orphan log": (lambda s: s.run("RPUSH", s.keys.key("log", "x"), "1"), "orphan_value", "job:x:log"),
     "orphan stream": (lambda s: s.run("RPUSH", s.keys.key("stream", "x"), "1"), "orphan_value", "job:x:stream"),
     "orphan result": (lambda s: s.run("SET", s.keys.key("result", "x"), "1"), "orphan_value", "job:x:out"),
@@ -202,7 +215,9 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "marker missing": (lambda s: s.run("DEL", s.keys.key("marker", "default")), "no_marker", "marker default"),
     "unknown key": (lambda s: s.run("SET", s.keys.prefix + "odd", "1"), "unknown_key", "odd"),
     "canary alive": (lambda s: s.run("SET", s.keys.key("canary"), "1"), "wrong_type", "canary"),
-    "job of a wrong type": (lambda s: s.run("SET", s.job(s.queued), "1"), "wrong_type", "job:{queued}"),
+    "job of a wrong type": (lambda s: s.replace(s.queued, "RPUSH"), "wrong_type", "job:{queued}"),
+    "job that cannot be read": (lambda s: s.run("SET", s.job(s.queued), "1"), "damaged_job", "queued"),
+    "job that is no msgpack": (lambda s: s.run("SET", s.job(s.queued), "\xc1"), "damaged_job", "queued"),
     "index of a wrong type": (lambda s: s.run("SET", s.keys.key("delayed"), "1"), "wrong_type", "=delayed"),
     "queues of a wrong type": (lambda s: s.run("SET", s.keys.key("queues"), "1"), "wrong_type", "queues"),
     "gauges of a wrong type": (lambda s: s.run("SET", s.keys.key("gauges"), "1"), "wrong_type", "gauges"),
@@ -235,7 +250,7 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
         "never_vanishes",
         "=unique:1",
     ),
-    "strange id": (lambda s: s.run("HSET", s.keys.key("job", "x"), "status", "queued"), "wrong_partition", "x"),
+    "strange id": (lambda s: s.run("SET", s.keys.key("job", "x"), "\x80"), "wrong_partition", "x"),
 }
 
 

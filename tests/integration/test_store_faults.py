@@ -22,7 +22,9 @@ from penstock.store.audit import audit
 from penstock.store.protocol import JobStore
 from penstock.store.redis import jobs as jobs_module
 from penstock.store.redis import primary as primary_module
+from penstock.store.redis.codec import stored_state
 from penstock.store.redis.store import RedisStore
+from penstock.store.redis.testing import change_job
 from tests import waiting
 from tests.integration.store_support import (
     WORKER,
@@ -329,7 +331,7 @@ class TestDamage:
             ids = [await submit(store) for _ in range(6)]
             keys = store.connection.keys[0]
             for job_id, field in zip(ids, ("queue", "priority", "task", "created"), strict=False):
-                await store.connection.command("HDEL", keys.key("job", job_id), field)
+                await change_job(store.connection, job_id, **{field: None})
             await store.connection.command("DEL", keys.key("job", ids[4]))
             await store.connection.command("SET", keys.key("job", ids[4]), "junk")
             claimed = await claim(store, limit=10)
@@ -341,24 +343,23 @@ class TestDamage:
         self, valkey_url: str, namespace: str
     ) -> None:
         async with store_at(valkey_url, namespace) as store:
-            bad, good = await submit(store, input=b'"%s"' % (b"x" * 100)), await submit(store)
+            bad, good = await submit(store, input=b'"%s"' % (b"x" * 300)), await submit(store)
             key = store.connection.keys[0].key("input", bad)
             await store.connection.together([("DEL", key), ("RPUSH", key, "x")])
             assert [job.token.job_id for job in (await claim(store, limit=10)).jobs] == [good]
-            record = await store.connection.command("HGET", store.connection.keys[0].key("job", bad), "status")
-            assert record == b"queued"
+            text = await store.connection.command("GET", store.connection.keys[0].key("job", bad))
+            assert stored_state(text) is State.QUEUED
 
     async def test_options_that_cannot_be_read_lose_no_other_job(self, valkey_url: str, namespace: str) -> None:
         async with store_at(valkey_url, namespace) as store:
             bad, good = await submit(store), await submit(store)
-            await store.connection.command("HSET", store.connection.keys[0].key("job", bad), "head", "{junk")
+            await change_job(store.connection, bad, head="{junk")
             assert [job.token.job_id for job in (await claim(store, limit=10)).jobs] == [good]
 
     async def test_sweeps_pass_over_damaged_jobs(self, valkey_url: str, namespace: str) -> None:
         async with store_at(valkey_url, namespace) as store:
-            keys = store.connection.keys[0]
             bad, good = await submit(store, delay_ms=1), await submit(store, delay_ms=2)
-            await store.connection.command("HDEL", keys.key("job", bad), "queue")
+            await change_job(store.connection, bad, queue=None)
             while (await store.promote(0, limit=1)).queued == 0:
                 pass  # each look is a round trip, and the job is due after 2 ms
             record = await store.get(good)
@@ -370,7 +371,7 @@ class TestDamage:
 
             gone, stays = await submit(store, retention_ms=1), await submit(store, retention_ms=1)
             await store.cancel([stays, gone])
-            await store.connection.command("HDEL", keys.key("job", stays), "queue")
+            await change_job(store.connection, stays, queue=None)
             while await store.get(gone) is not None:
                 await store.prune(0, limit=1)
 

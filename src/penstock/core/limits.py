@@ -16,8 +16,8 @@ KEY_CHARACTERS = 255
 NESTING_LEVELS = 100
 SCRIPT_ITEMS = 200
 SCRIPT_BYTES = MIB
-#: A value up to this size stays in the job's hash, which Redis then keeps as a compact listpack.
-INLINE_BYTES = 64
+#: A value up to this size stays in the job's own text; a longer one has a key of its own.
+INLINE_BYTES = 256
 ATTEMPT_RECORDS = 20
 #: Entries of output that one attempt hands over in one call.
 OUTPUT_ENTRIES = 500

@@ -274,7 +274,7 @@ class _Auditor:
             "unique": self._locks,
             "schedule": self._schedules,
         }
-        checks |= dict.fromkeys(("input", "result", "log", "stream"), self._values)
+        checks |= dict.fromkeys(("input", "result", "attempts", "log", "stream"), self._values)
         for raw_name, found_type, ttl_ms in zip(names, answers[::2], answers[1::2], strict=True):
             place = self._place(raw_name)
             if place is None or text_of(found_type) == "none":

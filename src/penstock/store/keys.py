@@ -37,9 +37,15 @@ KINDS: dict[str, KeyKind] = {
         "waits (durable calls)",
     ),
     "canary": KeyKind("canary", "none", "never exists; makes a cluster answer TRYAGAIN while its slot migrates"),
-    "job": KeyKind("job:{}", "hash", "one job: short fields, small input and result, ended attempts"),
-    "input": KeyKind("job:{}:in", "string", "a job's input when over 64 bytes; JSON"),
-    "result": KeyKind("job:{}:out", "string", "a job's result when over 64 bytes; JSON"),
+    "job": KeyKind("job:{}", "string", "one job: a msgpack map of its fields, with a small input and result"),
+    "input": KeyKind("job:{}:in", "string", "a job's input when over 256 bytes; JSON"),
+    "result": KeyKind("job:{}:out", "string", "a job's result when over 256 bytes; JSON"),
+    "attempts": KeyKind(
+        "job:{}:attempts",
+        "hash",
+        "attempt -> how it ended: <outcome>|<started>|<finished>|<length>|<worker of that length><error, JSON>; the "
+        "newest 20",
+    ),
     "log": KeyKind("job:{}:log", "list", "a job's log lines, oldest first: <attempt>|<Unix ms>|<order>|<JSON>"),
     "stream": KeyKind("job:{}:stream", "list", "a job's stream of chunks, in the same form"),
     "queue": KeyKind("queue:{}:{}", "zset", "ids queued in a queue at a priority, by seq"),

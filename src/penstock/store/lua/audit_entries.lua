@@ -22,12 +22,12 @@ end
 local findings = {}
 for _, id in ipairs(cmsgpack.unpack(ARGV[4])) do
   if score(index_key, id) then
-    local readable, job = pcall(load, id, {'status', 'queue', 'worker'})
+    local readable, job = pcall(load, id)
     if not readable then
       job = {}
     end
     if not job.status then
-      findings[#findings + 1] = {id, 'hash_missing', 'named by ' .. ARGV[1] .. ' but there is no such job'}
+      findings[#findings + 1] = {id, 'job_missing', 'named by ' .. ARGV[1] .. ' but there is no such job'}
     elseif not agrees(job) then
       findings[#findings + 1] = {id, 'wrong_index', 'named by ' .. ARGV[1] .. ' but is ' .. job.status .. ' in queue ' .. (job.queue or '?')}
     end

@@ -6,27 +6,28 @@
 -- Transitions: none
 -- Flags: no-writes
 -- Uses: time, job, place_names, place, peek
-local STATE_FIELDS = {'status', 'queue', 'priority', 'worker', 'input', 'task', 'created', 'attempt', 'expires', 'unique'}
-
 local function audit_one(id)
-  local job = load(id, STATE_FIELDS)
-  if not job.status then
+  local readable, job = pcall(load, id)
+  if not readable then
+    return {'', 'damaged_job', 'the job cannot be read'}
+  end
+  if not next(job) then
     return {''}
   end
-  local findings = {job.status}
+  local findings = {job.status or ''}
   local function find(code, detail)
     findings[#findings + 1] = code
     findings[#findings + 1] = detail
   end
   local place = PLACES[job.status]
-  for _, name in ipairs({'queue', 'priority', 'task', 'created'}) do
+  for _, name in ipairs({'status', 'queue', 'priority', 'task', 'created'}) do
     if not job[name] then
-      find('damaged_hash', 'the job has no ' .. name)
+      find('damaged_job', 'the job has no ' .. name)
       return findings
     end
   end
   if not place then
-    find('damaged_hash', 'the status ' .. job.status .. ' is unknown')
+    find('damaged_job', 'the status ' .. job.status .. ' is unknown')
     return findings
   end
   local places, right = {}, false

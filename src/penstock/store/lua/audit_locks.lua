@@ -17,7 +17,7 @@ local function audit_one(digest)
     findings[#findings + 1] = {digest, 'stray_lock', 'the record of the unique key cannot be read'}
     return
   end
-  local job = load(id, {'status', 'attempt', 'unique'})
+  local job = load(id)
   local own, kept_until = unique_of(job)
   local bound = job.status and own == digest and is_bound(job, kept_until)
   -- One that time holds goes with its time, give or take the moment in which this looks.

@@ -5,7 +5,7 @@
 -- Returns: per finding [name, code, detail]
 -- Transitions: none
 -- Flags: no-writes
--- Uses: peek
+-- Uses: time, job, peek
 local findings = {}
 local function compare(name, counted, actual)
   if counted ~= actual then
@@ -38,8 +38,8 @@ compare('gauges delayed', sums.delayed, size(K.delayed))
 -- Jobs that were lost before may wait for a process of their own, and then wake nobody.
 local function is_for_any(queue_key)
   for _, id in ipairs(list(redis.pcall('ZRANGE', queue_key, 0, 99))) do
-    local lost = redis.pcall('HGET', K.job(id), 'lost')
-    if not lost or lost == '0' then
+    local readable, job = pcall(load, id)
+    if not readable or tonumber(job.lost or 0) == 0 then
       return true
     end
   end

@@ -10,7 +10,7 @@ local ids = cmsgpack.unpack(ARGV[1])
 local retention = {ms = tonumber(ARGV[2]), failed_ms = tonumber(ARGV[3])}
 
 local function cancel_one(id)
-  local job = load(id, CORE)
+  local job = load(id)
   if not job.status then
     return {'missing', '', ''}
   end
@@ -21,15 +21,16 @@ local function cancel_one(id)
   if place == 'running' then
     local requested = job.cancel or now
     if not job.cancel then
-      redis.call('HSET', K.job(id), 'cancel', requested)
-      wake(job.worker)
+      job.cancel = requested
       if job.watch then
-        notify(id, job.watch, false)
+        notify(id, job, false)
       end
+      store(id, job)
+      wake(job.worker)
     end
     return {'requested', job.status, requested}
   end
-  finish(id, job, 'cancelled', {'cancel', now}, retention)
+  finish(id, job, 'cancelled', {cancel = now}, retention)
   return {'done', job.status, now}
 end
 

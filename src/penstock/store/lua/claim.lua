@@ -3,7 +3,7 @@
 --   nothing comes from a paused queue, and from none more than its limit. A job that was lost `alone_from` times is handed out to a claim for it alone, and to no other.
 -- KEYS: meta (hash), canary (none)
 -- ARGV: request (msgpack: [worker, nonce, limit, lease_ms, queues, tasks or nil, window_start, weights of high, normal, low or nil, of the queues or nil, draw, alone, limits of the queues or nil]), bounds (msgpack: [small_bytes, call_bytes, unknown_task_ms, retention_ms, failed_retention_ms, alone_from])
--- Returns: [now, next due or '', skipped, deferred, remaining 0|1, jobs: [id, attempt, counted, lost, task, type, queue, priority, created, deadline, options, input or nil, outcome of the attempt before or '']..., apart]
+-- Returns: [now, next due or '', skipped, deferred, remaining 0|1, apart, deadline, jobs: [id, the job (msgpack), its input where that has a key of its own and is small...]]
 -- Transitions: queued -claim-> running, queued -expire-> expired, queued -defer-> retrying, queued -fail-> failed
 -- Flags: allow-oom
 -- Uses: time, job, place_names, place, together, lease
@@ -15,7 +15,7 @@ if alone then
 end
 local retention = {ms = bounds[4], failed_ms = bounds[5]}
 local LOOK, TASK_LIVE_MS = 200, 60000
-local jobs, skipped, deferred, bytes_left = {}, 0, 0, bounds[2]
+local answers, handed, skipped, deferred, bytes_left, deadline = {}, 0, 0, 0, bounds[2], now + lease_ms
 
 local priority_weights, queue_weights, draw = request[8], request[9], request[10]
 local queues, weights = {}, {}
@@ -50,40 +50,26 @@ local function known_elsewhere(name)
   return live[name]
 end
 
-local function small_input(id, job)
-  if job.input then
-    return job.input
-  end
-  local size = redis.call('STRLEN', K.input(id))
-  if size > bounds[1] or size > bytes_left then
+-- Tell whether a job's input, which has a key of its own, goes with the answer.
+local function takes_input(job)
+  if not job.size or job.size > bounds[1] or job.size > bytes_left then
     return false
   end
-  bytes_left = bytes_left - size
-  return redis.call('GET', K.input(id))
-end
-
--- What a claim needs of a job that was tried before: its errors are as long as they may be.
-local TRIED = {'status', 'queue', 'priority', 'attempt', 'counted', 'lost', 'task', 'type', 'created', 'head', 'input', 'expires', 'watch',
-  'unique', 'no_handler', 'redriven', 'retention'}
-
-local function load_waiting(id)
-  if redis.call('HEXISTS', K.job(id), 'attempt') == 1 then
-    return load(id, TRIED)
-  end
-  return load_all(id)
+  bytes_left = bytes_left - job.size
+  return true
 end
 
 -- Jobs that are taken and not yet moved.
 local handing = {}
 
 -- Return 'claimed', 'skipped' (still in its place), 'apart' (the same) or 'gone' (left its place).
-local function claim_one(queue_key, id)
-  local job = load_waiting(id)
+local function claim_one(queue_key, id, text)
+  local job = load(id, text)
   if job.status and not (job.task and job.created and job.priority) then
     error('the job is damaged: it has no task, creation time or priority')
   end
   if job.status ~= 'queued' then
-    -- No such job, or one that is elsewhere: the hash is the truth, so only this stray entry goes.
+    -- No such job, or one that is elsewhere: the job is the truth, so only this stray entry goes.
     redis.call('ZREM', queue_key, id)
     return 'gone'
   end
@@ -97,12 +83,12 @@ local function claim_one(queue_key, id)
       return 'skipped'
     end
     if now - math.max(tonumber(job.created), tonumber(job.redriven or 0)) >= bounds[3] then
-      finish(id, job, 'failed', {'reason', 'unknown_task'}, retention)
+      finish(id, job, 'failed', {reason = 'unknown_task'}, retention)
       return 'gone'
     end
     local tries = tonumber(job.no_handler or 0)
     local due = now + math.min(1000 * 2 ^ tries, 30000)
-    move(id, job, 'retrying', due, {'no_handler', tries + 1, 'due', due})
+    move(id, job, 'retrying', due, {no_handler = tries + 1, due = due})
     add(counts, 'deferred', job.queue, 1)
     deferred = deferred + 1
     return 'gone'
@@ -114,42 +100,37 @@ local function claim_one(queue_key, id)
     end
     return 'apart'
   end
-  local deadline = now + lease_ms
-  -- Read before the first write: a damaged input must not make a job run that nobody was handed.
-  local input, before = small_input(id, job), ''
-  if job.attempt then
-    before = string.match(redis.call('HGET', K.job(id), 'e' .. job.attempt) or '', '^[^|]*')
-  end
   job.worker = worker
   job.attempt = tonumber(job.attempt or 0) + 1
-  local fields = {'attempt', job.attempt, 'nonce', nonce, 'worker', worker, 'started', now}
+  job.nonce, job.started, job.progress = nonce, now, nil
   if alone then
-    fields[#fields + 1] = 'alone'
-    fields[#fields + 1] = job.attempt
+    job.alone = job.attempt
   end
-  handing[#handing + 1] = {id = id, job = job, at = deadline, fields = fields, input = input, before = before}
+  -- Read before the first write: a damaged input must not make a job run that nobody was handed.
+  local input = takes_input(job) and redis.call('GET', K.input(id))
+  handing[#handing + 1] = {id = id, job = job, at = deadline, input = input}
   return 'claimed'
 end
 
 -- Hand out what the last look took; return how many could not be moved: those stay.
 local function hand_out()
-  local failed = 0
+  local failed, started = 0, {}
   move_together(handing, 'running')
   for _, one in ipairs(handing) do
-    local job = one.job
     if one.failed then
       failed = failed + 1
     else
-      if job.attempt > 1 then
-        redis.call('HDEL', K.job(one.id), 'progress')
+      started[one.job.queue] = (started[one.job.queue] or 0) + 1
+      handed = handed + 1
+      local last = #answers
+      answers[last + 1], answers[last + 2], answers[last + 3] = one.id, one.text or cmsgpack.pack(one.job), one.input or false
+      if room[one.job.queue] then
+        room[one.job.queue] = room[one.job.queue] - 1
       end
-      add(counts, 'started', job.queue, 1)
-      if room[job.queue] then
-        room[job.queue] = room[job.queue] - 1
-      end
-      jobs[#jobs + 1] = {one.id, job.attempt, job.counted or 0, job.lost or 0, job.task, job.type or 'task', job.queue, job.priority,
-        job.created, one.at, job.head or '', one.input, one.before}
     end
+  end
+  for queue, count in pairs(started) do
+    add(counts, 'started', queue, count)
   end
   handing = {}
   return failed
@@ -158,15 +139,16 @@ end
 -- Look at up to LOOK jobs from rank `from`; return how many were claimed or left, and how many stay skipped.
 local function window(queue_key, from)
   local looked, moved, stayed, others = 0, 0, 0, 0
-  while #jobs < bound and looked < LOOK do
-    local last = from + stayed + math.min(bound - #jobs, LOOK - looked) - 1
+  while handed < bound and looked < LOOK do
+    local last = from + stayed + math.min(bound - handed, LOOK - looked) - 1
     local ids = redis.call('ZRANGE', queue_key, from + stayed, last)
     if #ids == 0 then
       break
     end
+    local texts = read_all(ids)
     for index = 1, #ids do
       looked = looked + 1
-      local ok, outcome = pcall(claim_one, queue_key, ids[index])
+      local ok, outcome = pcall(claim_one, queue_key, ids[index], texts[index])
       if not ok or outcome == 'skipped' then
         -- A damaged job stays like one of another worker's, and must not stop the rest; the auditor names it.
         stayed = stayed + 1
@@ -191,9 +173,9 @@ for p = 1, 4 do
 end
 -- Hand out up to `share` jobs of one queue and priority, from behind those that a first turn skipped.
 local function serve(class, share)
-  local queue_key, from, before = K.queue(class.queue, class.priority), class.stayed, #jobs
+  local queue_key, from, before = K.queue(class.queue, class.priority), class.stayed, handed
   class.dry = true
-  bound = math.min(limit, #jobs + share, #jobs + (room[class.queue] or share))
+  bound = math.min(limit, handed + share, handed + (room[class.queue] or share))
   local moved, stayed = window(queue_key, from)
   touch(class)
   class.stayed = from + stayed
@@ -201,7 +183,7 @@ local function serve(class, share)
   if depth > class.stayed then
     window(queue_key, class.stayed + math.floor(window_start * (depth - class.stayed)))
   end
-  class.dry = #jobs - before < share
+  class.dry = handed - before < share
 end
 
 -- Split the slots by weight. A class that holds less than its part gets all it holds, and the others split what it leaves.
@@ -236,7 +218,7 @@ end
 
 local function serve_level(classes)
   if priority_weights or queue_weights then
-    split(limit - #jobs, classes)
+    split(limit - handed, classes)
     for _, class in ipairs(classes) do
       if class.share > 0 then
         pcall(serve, class, class.share)
@@ -245,8 +227,8 @@ local function serve_level(classes)
   end
   -- Without weights all of it; with them what others left, because their jobs were not for this worker.
   for _, class in ipairs(classes) do
-    if not class.dry and #jobs < limit then
-      pcall(serve, class, limit - #jobs)
+    if not class.dry and handed < limit then
+      pcall(serve, class, limit - handed)
     end
   end
 end
@@ -280,7 +262,7 @@ for level = 1, 4 do
   serve_level(levels[level])
 end
 flush()
-if #jobs > 0 then
+if handed > 0 then
   note_lease(lease_ms)
 end
 
@@ -302,4 +284,4 @@ for q = 1, #queues do
     set_marker(queues[q], false)
   end
 end
-return {now, next_due(), skipped, deferred, remaining, jobs, apart}
+return {now, next_due(), skipped, deferred, remaining, apart, deadline, answers}

@@ -9,7 +9,7 @@
 local ids = cmsgpack.unpack(ARGV[1])
 
 local function delete_one(id)
-  local job = load(id, {'status', 'queue', 'unique'})
+  local job = load(id)
   if not job.status then
     return {'missing', '', ''}
   end

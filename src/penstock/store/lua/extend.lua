@@ -8,9 +8,9 @@
 -- Uses: time, job, place_names, place, lease
 local items, lease_ms = cmsgpack.unpack(ARGV[1]), tonumber(ARGV[2])
 
-local function extend_one(item)
+local function extend_one(item, text)
   local id = item[1]
-  local job = load(id, {'status', 'attempt', 'nonce', 'worker', 'cancel', 'watch'})
+  local job = load(id, text)
   if job.status ~= 'running' or tonumber(job.attempt) ~= item[2] or job.nonce ~= item[3] then
     return {'stale'}
   end
@@ -18,17 +18,22 @@ local function extend_one(item)
   bound_lease(job.worker, deadline)
   redis.call('ZADD', K.running(job.worker), deadline, id)
   if item[4] ~= '' then
-    redis.call('HSET', K.job(id), 'progress', item[4])
+    job.progress = item[4]
     if job.watch then
-      notify(id, job.watch, false)
+      notify(id, job, false)
     end
+    store(id, job)
   end
   return {deadline, job.cancel and 1 or 0}
 end
 
-local answers = {}
+local answers, ids = {}, {}
 for index = 1, #items do
-  answers[index] = guarded(extend_one, items[index])
+  ids[index] = items[index][1]
+end
+local texts = read_all(ids)
+for index = 1, #items do
+  answers[index] = guarded(extend_one, items[index], texts[index])
 end
 note_lease(lease_ms)
 return answers

@@ -20,7 +20,7 @@ local function read(one, seen)
   return {from, dropped, redis.call('LRANGE', one.key, from - before, from - before + limit - 1)}
 end
 
-local job = load(id, {'status', 'watch', 'output'})
+local job = load(id)
 if not job.status then
   return {}
 end
@@ -28,6 +28,10 @@ local tally = read_tally(job.output)
 read_kept(tally, id)
 local log, stream = read(tally.log, tonumber(ARGV[3])), read(tally.stream, tonumber(ARGV[4]))
 if process ~= '' and #log[3] == 0 and #stream[3] == 0 and PLACES[job.status] ~= 'final' then
-  register(id, job.watch, '+' .. process)
+  register(id, job, '+' .. process)
 end
-return {redis.call('HMGET', K.job(id), unpack(FIELDS)), log, stream}
+local fields = {}
+for index, name in ipairs(FIELDS) do
+  fields[index] = job[name] or false
+end
+return {fields, log, stream}

@@ -29,7 +29,7 @@ end
 
 local function output_one(item)
   local id, attempt, made, kinds, values = item[1], item[2], item[4], item[7], item[8]
-  local job = load(id, {'status', 'queue', 'attempt', 'nonce', 'watch', 'output'})
+  local job = load(id)
   if job.status ~= 'running' or tonumber(job.attempt) ~= attempt or job.nonce ~= item[3] then
     return {'stale'}
   end
@@ -57,11 +57,12 @@ local function output_one(item)
   append('log', tally.log, job.queue)
   append('stream', tally.stream, job.queue)
   local log, stream = tally.log, tally.stream
-  redis.call('HSET', K.job(id), 'output', string.format('%d|%d|%d|%d|%d|%d|%d|%d', attempt, tally.made,
-    log.stored, log.bytes, log.missing + log.lost, stream.stored, stream.bytes, stream.missing + stream.lost))
+  job.output = string.format('%d|%d|%d|%d|%d|%d|%d|%d', attempt, tally.made,
+    log.stored, log.bytes, log.missing + log.lost, stream.stored, stream.bytes, stream.missing + stream.lost)
   if job.watch then
-    notify(id, job.watch, false)
+    notify(id, job, false)
   end
+  store(id, job)
   return {'done'}
 end
 

@@ -5,25 +5,26 @@
 -- Returns: [queued, expired, next due or '', now]
 -- Transitions: scheduled -due-> queued, retrying -due-> queued, queued -expire-> expired, scheduled -expire-> expired, retrying -expire-> expired
 -- Flags: allow-oom
--- Uses: time, job, place_names, place
+-- Uses: time, job, place_names, place, together
 local limit = tonumber(ARGV[1])
 local retention = {ms = tonumber(ARGV[2]), failed_ms = tonumber(ARGV[3])}
 local queued, expired = 0, 0
+-- Jobs that are due and not yet moved.
+local due = {}
 
-local function queue_due(id)
-  local job = load(id, CORE)
+local function queue_due(id, text)
+  local job = load(id, text)
   if PLACES[job.status] == 'delayed' then
     local seq = next_seq(limit)
-    move(id, job, 'queued', seq, {'seq', seq})
-    redis.call('HDEL', K.job(id), 'due')
-    queued = queued + 1
+    job.seq, job.due = seq, nil
+    due[#due + 1] = {id = id, job = job, at = seq}
   else
     redis.call('ZREM', K.delayed, id)
   end
 end
 
-local function expire_late(id)
-  local job = load(id, CORE)
+local function expire_late(id, text)
+  local job = load(id, text)
   local place = PLACES[job.status]
   if (place == 'queue' or place == 'delayed') and tonumber(job.attempt or 0) == 0 then
     finish(id, job, 'expired', {}, retention)
@@ -34,6 +35,14 @@ local function expire_late(id)
 end
 
 sweep(K.delayed, limit, queue_due)
+move_together(due, 'queued')
+for _, one in ipairs(due) do
+  if one.failed then
+    put_off(K.delayed, one.id)
+  else
+    queued = queued + 1
+  end
+end
 sweep(K.expiry, limit, expire_late)
 flush()
 return {queued, expired, next_due(), now}

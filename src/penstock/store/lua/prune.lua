@@ -12,7 +12,7 @@ local limit, dead_cap, finished_cap = tonumber(ARGV[1]), tonumber(ARGV[2]), tonu
 local finished_before = tonumber(redis.call('HGET', K.gauges, 'finished:') or 0) or 0
 
 local function remove_one(id, index_key, counted_as)
-  local job = load(id, {'status', 'queue'})
+  local job = load(id)
   if PLACES[job.status] ~= 'final' then
     redis.call('ZREM', index_key, id)
     return 0

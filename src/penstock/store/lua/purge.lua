@@ -12,12 +12,12 @@ local retention = {ms = tonumber(ARGV[4]), failed_ms = tonumber(ARGV[5])}
 local cancelled, moved, looked = 0, 0, 0
 
 local function cancel_one(queue_key, id)
-  local job = load(id, CORE)
+  local job = load(id)
   if job.status ~= 'queued' then
     redis.call('ZREM', queue_key, id)
     return
   end
-  finish(id, job, 'cancelled', {'cancel', now}, retention)
+  finish(id, job, 'cancelled', {cancel = now}, retention)
   cancelled = cancelled + 1
 end
 

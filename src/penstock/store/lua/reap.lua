@@ -46,9 +46,9 @@ end
 
 local answers, taken = {}, 0
 local worker
-local function give_back(id)
+local function give_back(id, text)
   taken = taken + 1
-  local job = load(id, CORE)
+  local job = load(id, text)
   if job.status ~= 'running' or job.worker ~= worker then
     redis.call('ZREM', K.running(worker), id)
   else

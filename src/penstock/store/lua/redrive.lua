@@ -10,7 +10,7 @@
 local ids, early = cmsgpack.unpack(ARGV[1]), ARGV[2] == '1'
 
 local function redrive_one(id)
-  local job = load(id, HOLDER)
+  local job = load(id)
   if not job.status then
     return {'missing', '', ''}
   end
@@ -22,16 +22,15 @@ local function redrive_one(id)
       return {'held', job.status, holder.id}
     end
     local seq = next_seq(#ids)
-    move(id, job, 'queued', seq, {'seq', seq, 'counted', 0, 'lost', 0, 'redriven', now})
-    redis.call('HDEL', K.job(id), 'reason', 'finished', 'cancel', 'settled', 'no_handler', 'progress', 'due')
+    move(id, job, 'queued', seq, {seq = seq, counted = false, lost = false, redriven = now, reason = false, finished = false,
+      cancel = false, settled = false, no_handler = false, progress = false, due = false})
     if bound then
       lock(digest, tonumber(last), id, job.created, '', true)
     end
     add(counts, 'redriven', job.queue, 1)
   elseif early and PLACES[job.status] == 'delayed' then
     local seq = next_seq(#ids)
-    move(id, job, 'queued', seq, {'seq', seq})
-    redis.call('HDEL', K.job(id), 'due')
+    move(id, job, 'queued', seq, {seq = seq, due = false})
   else
     return {'conflict', job.status, ''}
   end

@@ -20,7 +20,7 @@ end
 local given_back = 0
 
 local function give_back(id)
-  local job = load(id, CORE)
+  local job = load(id)
   if job.status ~= 'running' or job.worker ~= worker then
     redis.call('ZREM', K.running(worker), id)
     return
@@ -32,12 +32,12 @@ local function give_back(id)
   if max_lost > 0 and (not started_ids or started[id]) then
     lose(id, job, max_lost, retention)
   else
-    local fields = {}
-    record(id, job, fields, 'released')
+    local changes = {}
+    record(id, job, changes, 'released')
     if job.cancel then
-      finish(id, job, 'cancelled', fields, retention)
+      finish(id, job, 'cancelled', changes, retention)
     else
-      move(id, job, 'queued', job.seq, fields)
+      move(id, job, 'queued', job.seq, changes)
     end
   end
   given_back = given_back + 1

@@ -6,12 +6,12 @@
 -- Returns: per item [ticked, fired, skipped], [moved] or [error, text]
 -- Transitions: none -submit-> queued
 -- Flags: none (refused when out of memory)
--- Uses: time, job, place_names, place, unique, create
+-- Uses: time, job, place_names, place, together, unique, create
 local items = cmsgpack.unpack(ARGV[1])
 bounds = cmsgpack.unpack(ARGV[2])
 
 local function is_busy(id)
-  local status = id and redis.call('HGET', K.job(id), 'status')
+  local status = id and load(id).status
   return status and PLACES[status] ~= 'final'
 end
 
@@ -59,7 +59,6 @@ local function tick_one(item)
   return {'ticked', fired, skipped}
 end
 
-local answers = {}
 for index = 1, #items do
   local item = items[index]
   answers[index] = guarded(tick_one, item)

@@ -7,8 +7,8 @@
 -- Flags: allow-oom
 -- Uses: time, job, place_names, place, watch
 local id, process = ARGV[1], ARGV[2]
-local job = load(id, {'status', 'watch'})
+local job = load(id)
 if job.status and PLACES[job.status] ~= 'final' then
-  register(id, job.watch, process)
+  register(id, job, process)
 end
 return job.status or ''

@@ -28,20 +28,47 @@ from penstock.core.job import (
 from penstock.core.output import Followed, Output, OutputCode, OutputEntry, OutputKind, make_mark, merge
 from penstock.core.states import AttemptOutcome, Priority, Reason, State
 
+
+class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold a job as it is stored; the scripts own its form. A field of another release is passed over."""
+
+    status: State
+    task: str
+    queue: str
+    priority: Priority
+    created: int
+    type: str = "task"
+    head: str = ""
+    input: str | None = None
+    size: int | None = None
+    result: str | None = None
+    attempt: int = 0
+    counted: int = 0
+    lost: int = 0
+    worker: str = ""
+    started: int | None = None
+    finished: int | None = None
+    due: int | None = None
+    expires: int | None = None
+    retention: int | None = None
+    cancel: int | None = None
+    reason: Reason | None = None
+    before: AttemptOutcome | None = None
+    no_handler: int = 0
+    progress: str | None = None
+
+
 pack = msgspec.msgpack.Encoder().encode
 _encode_options = msgspec.json.Encoder().encode
 _decode_options = msgspec.json.Decoder(JobOptions).decode
 _decode_error = msgspec.json.Decoder(JobError).decode
+#: Read a job's text. Raises ``msgspec.MsgspecError`` where it is damaged.
+stored_job = msgspec.msgpack.Decoder(StoredJob).decode
 
 # Enum look-ups by value run a few million times an hour; a dict is three times as fast as the call.
 STATES = {state.value.encode(): state for state in State}
-PRIORITIES = {priority.value.encode(): priority for priority in Priority}
-#: The answers to a settle; they are the same few values again and again.
-_SETTLED = {
-    (code.value.encode(), status): Settled(code=code, state=state)
-    for code in SettleCode
-    for status, state in (*STATES.items(), (b"", None))
-}
+#: The answers to a settle of most; they are the same few values again and again.
+_DONE = {status: Settled(code=SettleCode.DONE, state=state) for status, state in STATES.items()}
 _COMPLETE, _FAILED, _EXHAUSTED = Verb.COMPLETE.value, AttemptOutcome.FAILED.value, Reason.EXHAUSTED.value
 
 
@@ -90,6 +117,13 @@ def _once_fields(job: NewJob) -> tuple[str | int | None, ...]:
     return (*fields, unique.key, until, unique.for_ms, unique.on_conflict.value)
 
 
+def submit_answer(answer: Any, job: NewJob, now_ms: int) -> Submitted | Exception:
+    """Read the submit script's answer to one job; most get a bare 1: created just now and queued, without an end."""
+    if answer == 1:
+        return Submitted(id=job.id, state=State.QUEUED, created=True, created_at_ms=now_ms)
+    return submitted(answer, job.queue)
+
+
 def submitted(answer: Sequence[Any], queue: str = "") -> Submitted | Exception:
     """Read the submit script's answer to one item for a queue, or that of reserve where it replays."""
     code = answer[0]
@@ -132,32 +166,34 @@ def confirm_fields(job_id: JobId, answer: Submitted | Exception) -> list[str | i
     return [job_id, answer.state.value, answer.created_at_ms, due, expires, answer.id, int(answer.existing)]
 
 
-def claimed_job(fields: Sequence[Any], nonce: str) -> ClaimedJob | None:
-    """Read one job of the claim script's answer; None when it is damaged: its lease lapses, and the rest runs."""
+def stored_state(text: bytes | None) -> State | None:
+    """Return the state of a job by its text; None when there is no such job or it is damaged."""
     try:
-        return _claimed_job(fields, nonce)
-    except (ValueError, KeyError):
+        return stored_job(text).status if text else None
+    except msgspec.MsgspecError:
         return None
 
 
-def _claimed_job(fields: Sequence[Any], nonce: str) -> ClaimedJob:
-    job_id, attempt, counted, lost, task, job_type, queue, priority, created, deadline, options, job_input, before = (
-        fields
-    )
-    return ClaimedJob(
-        token=Token(JobId(job_id.decode()), attempt, nonce),
-        task=task.decode(),
-        type=job_type.decode(),
-        queue=queue.decode(),
-        priority=PRIORITIES[priority],
-        counted=int(counted),
-        lost=int(lost),
-        created_at_ms=int(created),
-        deadline_ms=deadline,
-        options=_decode_options(options) if options else NO_OPTIONS,
-        input=job_input,
-        previous=AttemptOutcome(before.decode()) if before else None,
-    )
+def claimed_job(job_id: bytes, text: bytes, big_input: bytes | None, nonce: str, deadline_ms: int) -> ClaimedJob | None:
+    """Read one job of the claim script's answer; None when it is damaged: its lease lapses, and the rest runs."""
+    try:
+        job = stored_job(text)
+        return ClaimedJob(
+            token=Token(JobId(job_id.decode()), job.attempt, nonce),
+            task=job.task,
+            type=job.type,
+            queue=job.queue,
+            priority=job.priority,
+            counted=job.counted,
+            lost=job.lost,
+            created_at_ms=job.created,
+            deadline_ms=deadline_ms,
+            options=_decode_options(job.head) if job.head else NO_OPTIONS,
+            input=big_input if job.input is None else job.input.encode(),
+            previous=job.before,
+        )
+    except (ValueError, msgspec.MsgspecError):
+        return None
 
 
 def settle_item(item: Settle) -> list[str | int]:
@@ -179,11 +215,10 @@ def settle_item(item: Settle) -> list[str | int]:
     ]
 
 
-def settled(answer: Sequence[Any]) -> Settled | Exception:
+def settled(answer: Any) -> Settled | Exception:
     """Read the settle script's answer to one item."""
-    known = _SETTLED.get((answer[0], answer[1]))
-    if known is not None:
-        return known
+    if isinstance(answer, bytes):
+        return _DONE[answer]
     if answer[0] == b"error":
         return ItemError(answer[1].decode(errors="replace"))
     return Settled(code=SettleCode(answer[0].decode()), state=STATES.get(answer[1]))
@@ -267,71 +302,79 @@ def changed(answer: Sequence[Any]) -> Changed:
     )
 
 
-def _attempts(fields: Mapping[bytes, bytes], state: State, attempt: int) -> tuple[Attempt, ...]:
+def _attempts(job: StoredJob, ended: Mapping[bytes, bytes]) -> tuple[Attempt, ...]:
     records = []
-    for name, value in fields.items():
-        if name[:1] == b"e" and name[1:].isdigit():
-            outcome, started, finished, length, rest = value.split(b"|", 4)
-            worker, error = rest[: int(length)], rest[int(length) :]
-            records.append(
-                Attempt(
-                    attempt=int(name[1:]),
-                    worker=worker.decode(),
-                    started_at_ms=number(started),
-                    finished_at_ms=number(finished),
-                    outcome=AttemptOutcome(outcome.decode()),
-                    error=_decode_error(error) if error else None,
-                )
-            )
-    if state in (State.RUNNING, State.COMPLETED):
+    for number_text, value in ended.items():
+        outcome, started, finished, length, rest = value.split(b"|", 4)
+        worker, error = rest[: int(length)], rest[int(length) :]
         records.append(
             Attempt(
-                attempt=attempt,
-                worker=fields.get(b"worker", b"").decode(),
-                started_at_ms=number(fields.get(b"started")),
-                finished_at_ms=number(fields.get(b"finished")) if state is State.COMPLETED else None,
-                outcome=AttemptOutcome.COMPLETED if state is State.COMPLETED else None,
+                attempt=int(number_text),
+                worker=worker.decode(),
+                started_at_ms=number(started),
+                finished_at_ms=number(finished),
+                outcome=AttemptOutcome(outcome.decode()),
+                error=_decode_error(error) if error else None,
+            )
+        )
+    if job.status in (State.RUNNING, State.COMPLETED):
+        is_completed = job.status is State.COMPLETED
+        records.append(
+            Attempt(
+                attempt=job.attempt,
+                worker=job.worker,
+                started_at_ms=job.started,
+                finished_at_ms=job.finished if is_completed else None,
+                outcome=AttemptOutcome.COMPLETED if is_completed else None,
             )
         )
     return tuple(sorted(records, key=lambda record: record.attempt))
 
 
+def _value(text: str | None, big: bytes | None) -> bytes | None:
+    return big if text is None else text.encode()
+
+
 def job_record(
     job_id: JobId,
-    fields: Mapping[bytes, bytes],
+    text: bytes,
     *,
+    attempts: Mapping[bytes, bytes],
     big_input: bytes | None = None,
     big_result: bytes | None = None,
     deadline: bytes | None = None,
 ) -> JobRecord:
-    """Read a job from its hash and its value keys."""
-    state = STATES[fields[b"status"]]
-    attempt = int(fields.get(b"attempt", 0))
-    options, worker, reason = fields.get(b"head"), fields.get(b"worker"), fields.get(b"reason")
+    """Read a job from its text, the records of its attempts and its value keys.
+
+    Raises:
+        msgspec.MsgspecError: the job is damaged.
+    """
+    job = stored_job(text)
+    state = job.status
     return JobRecord(
         id=job_id,
         state=state,
-        task=fields[b"task"].decode(),
-        type=fields.get(b"type", b"task").decode(),
-        queue=fields[b"queue"].decode(),
-        priority=PRIORITIES[fields[b"priority"]],
-        attempt=attempt,
-        counted=int(fields.get(b"counted", 0)),
-        lost=int(fields.get(b"lost", 0)),
-        created_at_ms=int(fields[b"created"]),
-        options=_decode_options(options) if options else NO_OPTIONS,
-        input=fields.get(b"input", big_input),
-        result=fields.get(b"result", big_result) if state is State.COMPLETED else None,
-        progress=fields.get(b"progress"),
-        worker=worker.decode() if worker else None,
-        started_at_ms=number(fields.get(b"started")),
-        finished_at_ms=number(fields.get(b"finished")) if state.is_final else None,
-        run_at_ms=number(fields.get(b"due")) if state in (State.SCHEDULED, State.RETRYING) else None,
-        expires_at_ms=number(fields.get(b"expires")),
+        task=job.task,
+        type=job.type,
+        queue=job.queue,
+        priority=job.priority,
+        attempt=job.attempt,
+        counted=job.counted,
+        lost=job.lost,
+        created_at_ms=job.created,
+        options=_decode_options(job.head) if job.head else NO_OPTIONS,
+        input=_value(job.input, big_input),
+        result=_value(job.result, big_result) if state is State.COMPLETED else None,
+        progress=_value(job.progress, None),
+        worker=job.worker or None,
+        started_at_ms=job.started,
+        finished_at_ms=job.finished if state.is_final else None,
+        run_at_ms=job.due if state in (State.SCHEDULED, State.RETRYING) else None,
+        expires_at_ms=job.expires,
         deadline_ms=number(deadline) if state is State.RUNNING else None,
-        cancel_requested_at_ms=number(fields.get(b"cancel")),
-        retention_ms=number(fields.get(b"retention")),
-        reason=Reason(reason.decode()) if reason and state is State.FAILED else None,
-        no_handler=int(fields.get(b"no_handler", 0)),
-        attempts=_attempts(fields, state, attempt),
+        cancel_requested_at_ms=job.cancel,
+        retention_ms=job.retention,
+        reason=job.reason if state is State.FAILED else None,
+        no_handler=job.no_handler,
+        attempts=_attempts(job, attempts),
     )

@@ -45,6 +45,8 @@ from penstock.store.redis.codec import (
     pack,
     settle_item,
     settled,
+    stored_job,
+    submit_answer,
     submitted,
 )
 from penstock.store.redis.connection import Connection
@@ -112,12 +114,14 @@ class RedisJobs:
             if packed is None:
                 return [answers[index] for index in range(len(jobs))]
             bounds = self._depth_bounds(jobs)
-            reply = await self._connection.script("submit", partition, packed, bounds, *self._retention, durable=True)
+            now_ms, reply = await self._connection.script(
+                "submit", partition, packed, bounds, *self._retention, durable=True
+            )
             if not answers:
-                return [submitted(answer, job.queue) for answer, job in zip(reply, jobs, strict=True)]
+                return [submit_answer(answer, job, now_ms) for answer, job in zip(reply, jobs, strict=True)]
             replies = iter(reply)
             return [
-                answers[index] if index in answers else submitted(next(replies), job.queue)
+                answers[index] if index in answers else submit_answer(next(replies), job, now_ms)
                 for index, job in enumerate(jobs)
             ]
 
@@ -226,9 +230,14 @@ class RedisJobs:
             ),
             pack([SMALL_INPUT_BYTES, SCRIPT_BYTES, limits.unknown_task_ms, *self._retention, limits.alone_from]),
         )
-        now_ms, due, skipped, deferred, remaining, jobs, apart = answer
+        now_ms, due, skipped, deferred, remaining, apart, deadline_ms, flat = answer
+        fields = iter(flat)
+        jobs = (
+            claimed_job(job_id, text, big_input, request.nonce, deadline_ms)
+            for job_id, text, big_input in zip(fields, fields, fields, strict=True)
+        )
         return Claimed(
-            jobs=tuple(job for fields in jobs if (job := claimed_job(fields, request.nonce)) is not None),
+            jobs=tuple(job for job in jobs if job is not None),
             skipped=skipped,
             deferred=deferred,
             remaining=remaining == 1,
@@ -240,11 +249,12 @@ class RedisJobs:
     async def input(self, job_id: JobId) -> bytes | None:
         """See ``JobStore.input``."""
         keys = self._connection.keys[partition_of(job_id, self.partitions)]
-        big, small = await self._connection.together(
-            [("GET", keys.key("input", job_id)), ("HGET", keys.key("job", job_id), "input")]
+        big: bytes | None
+        big, text = await self._connection.together(
+            [("GET", keys.key("input", job_id)), ("GET", keys.key("job", job_id))]
         )
-        found: bytes | None = small if small is not None else big
-        return found
+        job = stored_job(text) if big is None and text is not None else None
+        return job.input.encode() if job is not None and job.input is not None else big
 
     # leases
 

@@ -89,19 +89,21 @@ class RedisReader(ServerClock):
         # Only the job tells whose lease it has: one that runs is read again, at one moment with its deadline.
         worker: str | None = None
         while True:
-            flat, big_input, big_result, deadline = await self._connection.together(
+            text, ended, big_input, big_result, deadline = await self._connection.together(
                 [
-                    ("HGETALL", keys.key("job", job_id)),
+                    ("GET", keys.key("job", job_id)),
+                    ("HGETALL", keys.key("attempts", job_id)),
                     ("GET", keys.key("input", job_id)),
                     ("GET", keys.key("result", job_id)),
                     ("ZSCORE", keys.key("running", worker or ""), job_id),
                 ],
                 atomic=True,
             )
-            fields = _as_dict(flat)
-            if not fields:
+            if text is None:
                 return None
-            record = job_record(job_id, fields, big_input=big_input, big_result=big_result, deadline=deadline)
+            record = job_record(
+                job_id, text, attempts=_as_dict(ended), big_input=big_input, big_result=big_result, deadline=deadline
+            )
             if record.state is not State.RUNNING or record.worker in (None, worker):
                 return record
             worker = record.worker
@@ -202,15 +204,19 @@ class RedisReader(ServerClock):
 
     async def _records(self, index: _Index, entries: list[tuple[str, float]]) -> list[JobRecord | None]:
         keys = self._connection.keys[index.partition]
-        commands: list[tuple[str, ...]] = [("HGETALL", keys.key("job", job_id)) for job_id, _ in entries]
-        answers = await self._connection.together(commands)
+        if not entries:
+            return []
+        reads: list[tuple[str, ...]] = [("MGET", *(keys.key("job", job_id) for job_id, _ in entries))]
+        reads += [("HGETALL", keys.key("attempts", job_id)) for job_id, _ in entries]
+        texts, *answers = await self._connection.together(reads)
         records: list[JobRecord | None] = []
-        for (job_id, score), flat in zip(entries, answers, strict=True):
-            fields = _as_dict(flat)
-            fields.pop(b"input", None)
-            fields.pop(b"result", None)
+        for (job_id, score), text, ended in zip(entries, texts, answers, strict=True):
+            if text is None:
+                records.append(None)
+                continue
             # Of a job that runs the score is its deadline; of another the record has no use for one.
-            records.append(job_record(JobId(job_id), fields, deadline=b"%d" % int(score)) if fields else None)
+            record = job_record(JobId(job_id), text, attempts=_as_dict(ended), deadline=b"%d" % int(score))
+            records.append(msgspec.structs.replace(record, input=None, result=None))
         return records
 
     async def queues(self) -> list[QueueInfo]:

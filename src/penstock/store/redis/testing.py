@@ -1,12 +1,17 @@
-"""Drive the scripts' clock by hand, for tests: the server's TIME is replaced by a key."""
+"""For tests: drive the scripts' clock by hand (the server's TIME is replaced by a key), and damage a stored job."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
+import msgspec
+
+from penstock.core.ids import JobId, partition_of
 from penstock.core.limits import Limits
 from penstock.store.keys import PartitionKeys
 from penstock.store.options import StoreOptions
+from penstock.store.redis.connection import Connection
 from penstock.store.redis.scripts import load_scripts
 from penstock.store.redis.store import RedisStore
 
@@ -31,3 +36,11 @@ async def connect_with_clock(
         )
 
     return store, set_clock
+
+
+async def change_job(connection: Connection, job_id: str, **changes: Any) -> None:
+    """Change fields of a stored job, behind the scripts' back; ``None`` takes a field away."""
+    key = connection.keys[partition_of(JobId(job_id), len(connection.keys))].key("job", job_id)
+    fields = msgspec.msgpack.decode(await connection.command("GET", key)) | changes
+    kept = {name: value for name, value in fields.items() if value is not None}
+    await connection.command("SET", key, msgspec.msgpack.encode(kept))

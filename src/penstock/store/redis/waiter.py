@@ -12,7 +12,7 @@ from penstock.core.errors import StoreError, StoreUnavailable
 from penstock.core.ids import JobId, WorkerName, partition_of
 from penstock.core.output import Followed
 from penstock.core.states import State
-from penstock.store.redis.codec import STATES, followed
+from penstock.store.redis.codec import STATES, followed, stored_state
 from penstock.store.redis.connection import Connection
 from penstock.store.redis.primary import BLOCK_LIMIT_S, Primary
 from penstock.store.redis.signals import Signals
@@ -150,8 +150,8 @@ class RedisWaiter:
 
     async def _watch_again(self, job_id: JobId) -> State | None:
         keys = self._connection.keys[partition_of(job_id, self._partitions)]
-        status = await self._connection.command("HGET", keys.key("job", job_id), "status")
-        return STATES.get(status)
+        text = await self._connection.command("GET", keys.key("job", job_id))
+        return stored_state(text)
 
     async def _listen(self) -> None:
         """Pop this process' inboxes while anyone waits; after an outage ask again for all that is waited for."""

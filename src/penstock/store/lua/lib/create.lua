@@ -26,19 +26,64 @@ end
 -- The id whose keys are being written.
 local begun
 local known_queues = {}
+-- What stands for the answer of most: created just now, queued, without an end.
+local CREATED = 1
+local answers = {}
+-- New jobs of this call by id, and those that are written together, after all items were read.
+local made, creations = {}, {scheduled = {}, queued = {}}
+
+local function count_waiting(queue)
+  if waiting[queue] then
+    waiting[queue] = waiting[queue] + 1
+  end
+end
+
+-- Redis does not roll back: what an item wrote before its error must not stay as half a job.
+local function take_back(id, queue, priority)
+  remove_job(id)
+  for _, index_key in ipairs({K.queue(queue, priority), K.expiry}) do
+    redis.pcall('ZREM', index_key, id)
+  end
+  if redis.pcall('ZREM', K.delayed, id) == 1 then
+    add(gauges, 'delayed', queue, -1)
+  end
+end
+
+-- Write the new jobs that were put together; the answer of one that could not be written becomes its error.
+local function create_together()
+  for status, moves in pairs(creations) do
+    move_together(moves, status)
+    local created = {}
+    for _, one in ipairs(moves) do
+      if one.failed then
+        take_back(one.id, one.job.queue, one.job.priority)
+        answers[one.index] = {'error', text_of(one.failed)}
+      else
+        created[one.job.queue] = (created[one.job.queue] or 0) + 1
+      end
+    end
+    for queue, count in pairs(created) do
+      add(counts, 'submitted', queue, count)
+    end
+    creations[status] = {}
+  end
+end
 
 -- Create one job: [id, task, type, queue, priority, input, options, run_at, delay, expires_at, expires_in, retention, -, -, -, unique
--- digest, until, for_ms, on_conflict]. Places in queues are taken from the server in blocks of `block`.
-local function submit_one(item, block)
+-- digest, until, for_ms, on_conflict]. Places in queues are taken from the server in blocks of `block`. With the `index` of its
+-- answer, a plain job is written by `create_together`. It may be known not to stand: `is_new`.
+local function submit_one(item, block, index, is_new)
   local id, task, job_type, queue, priority, input, options = item[1], item[2], item[3], item[4], item[5], item[6], item[7]
   -- First, so that no job ever stands in a queue that nobody lists.
   if not known_queues[queue] then
     redis.call('SADD', K.queues, queue)
     known_queues[queue] = true
   end
-  -- EXISTS first: the common answer is no, at a third of the cost.
-  if redis.call('EXISTS', K.job(id)) == 1 then
-    local standing = load(id, {'status', 'created', 'due', 'expires'})
+  if made[id] then
+    create_together()
+  end
+  local standing = is_new and not made[id] and {} or load(id)
+  if next(standing) then
     if not (standing.status and standing.created) then
       error('the job that stands under this id is damaged')
     end
@@ -62,42 +107,38 @@ local function submit_one(item, block)
   end
   local due = item[8] or (item[9] and now + item[9])
   local expires = item[10] or (item[11] and now + item[11]) or nil
-  local job = {queue = queue, priority = priority, expires = expires}
-  local fields = {'status', '', 'task', task, 'queue', queue, 'priority', priority, 'created', now}
-  local at
+  local job = {task = task, type = job_type ~= 'task' and job_type or nil, queue = queue, priority = priority, created = now,
+    head = options ~= '' and options or nil, expires = expires, retention = item[12]}
+  local status, at = 'queued', nil
   if due and due > now then
-    job.status, at = 'scheduled', due
-    fields[#fields + 1] = 'due'
+    status, at = 'scheduled', due
+    job.due = at
   else
     due = nil
-    job.status, at = 'queued', next_seq(block)
-    fields[#fields + 1] = 'seq'
+    at = next_seq(block)
+    job.seq = at
   end
-  fields[2] = job.status
-  fields[#fields + 1] = at
-  local function put(name, value)
-    if value then
-      fields[#fields + 1] = name
-      fields[#fields + 1] = value
-    end
+  local one = {id = id, job = job, at = at, texts = put_value(job, 'input', K.input, id, input), index = index}
+  if one.texts then
+    job.size = #input
   end
-  put('type', job_type ~= 'task' and job_type)
-  put('head', options ~= '' and options)
-  put('expires', expires)
-  put('retention', item[12])
+  if index and not digest and is_plain(job) then
+    made[id] = true
+    creations[status][#creations[status] + 1] = one
+    count_waiting(queue)
+    return due and {'created', id, status, now, due, ''} or CREATED
+  end
   local last = item[18] and now + item[18] or 0
   if digest then
-    put('unique', string.format('%s|%s|%.0f', digest, item[17], last))
+    job.unique = string.format('%s|%s|%.0f', digest, item[17], last)
   end
-  begun = id
-  put_value(fields, 'input', K.input(id), input)
-  redis.call('HSET', K.job(id), unpack(fields))
-  enter(id, job, job.status, at)
+  begun, made[id] = id, true
+  move_alone(one, status)
   if holder then
     -- Counted before the holder leaves; the depths that it is read from are written last.
     is_full(holder.queue)
     -- Only now: a job that cannot be stored replaces nothing.
-    finish(holder.id, holder, 'cancelled', {'cancel', now}, retention)
+    finish(holder.id, holder, 'cancelled', {cancel = now}, retention)
     add(counts, 'replaced', holder.queue, 1)
     if waiting[holder.queue] then
       waiting[holder.queue] = waiting[holder.queue] - 1
@@ -107,19 +148,6 @@ local function submit_one(item, block)
     lock(digest, last, id, now, '', item[17] ~= '')
   end
   add(counts, 'submitted', queue, 1)
-  if waiting[queue] then
-    waiting[queue] = waiting[queue] + 1
-  end
-  return {'created', id, job.status, now, due or '', expires or ''}
-end
-
--- Redis does not roll back: what an item wrote before its error must not stay as half a job.
-local function take_back(id, queue, priority)
-  remove_job(id)
-  for _, index_key in ipairs({K.queue(queue, priority), K.expiry}) do
-    redis.pcall('ZREM', index_key, id)
-  end
-  if redis.pcall('ZREM', K.delayed, id) == 1 then
-    add(gauges, 'delayed', queue, -1)
-  end
+  count_waiting(queue)
+  return {'created', id, status, now, due or '', expires or ''}
 end

@@ -1,55 +1,72 @@
--- Read and write a job's hash and the keys beside it.
-local INLINE_BYTES = 64
+-- Read and write a job and the keys beside it. A job is one string, a msgpack map of its fields: so one command reads or writes
+-- as many jobs as a call moves, where a hash would take one command a job.
+local INLINE_BYTES = 256
 
--- Return the named fields of a job as a table; a missing field is nil. `status` is nil when there is no such job.
-local function load(id, names)
-  local values = redis.call('HMGET', K.job(id), unpack(names))
-  local job = {}
-  for index = 1, #names do
-    job[names[index]] = values[index] or nil
+-- Return the texts of jobs in order, false for one that is not there.
+local function read_all(ids)
+  if #ids == 0 then
+    return {}
+  end
+  local keys = {}
+  for index = 1, #ids do
+    keys[index] = K.job(ids[index])
+  end
+  return redis.call('MGET', unpack(keys))
+end
+
+-- Return all fields of a job; none when there is no such job. A text that was read already is good for the first time only: whoever
+-- asks again in the same call must see what was written meanwhile. A field that this release does not know is kept by `store`.
+local loaded = {}
+local function load(id, text)
+  if not text or loaded[id] then
+    text = redis.call('GET', K.job(id))
+  end
+  loaded[id] = true
+  if not text then
+    return {}
+  end
+  local job = cmsgpack.unpack(text)
+  if type(job) ~= 'table' then
+    error('the job is damaged: it cannot be read')
   end
   return job
 end
 
--- Return all fields of a job. A new one has few, and to read them all costs half of what it costs to ask for each that may be there.
-local function load_all(id)
-  local values = redis.call('HGETALL', K.job(id))
-  local job = {}
-  for index = 1, #values, 2 do
-    job[values[index]] = values[index + 1]
-  end
-  return job
+local function store(id, job)
+  redis.call('SET', K.job(id), cmsgpack.pack(job))
 end
 
--- What `move` and `record` need to know of a job.
-local CORE = {'status', 'queue', 'priority', 'seq', 'attempt', 'nonce', 'worker', 'started', 'counted', 'lost', 'expires', 'cancel',
-  'retention', 'watch', 'settled', 'unique', 'alone'}
+-- Change fields of a job that is to be stored; `false` takes a field away.
+local function apply(job, changes)
+  for name, value in pairs(changes) do
+    if value == false then
+      value = nil
+    end
+    job[name] = value
+  end
+end
 
--- What a submit and a redrive need to know of the holder of a unique key besides.
-local HOLDER = {'created', 'due', unpack(CORE)}
-
--- Append a value to the fields to be written, or store it in its own key when it would blow up the compact hash.
-local function put_value(fields, name, key, value)
+-- Put a value into a job; one that is long is to be stored in a key of its own: return what goes there.
+local function put_value(job, name, key_of, id, value)
   if #value <= INLINE_BYTES then
-    fields[#fields + 1] = name
-    fields[#fields + 1] = value
-  else
-    redis.call('SET', key, value)
+    job[name] = value
+    return nil
   end
+  return {key_of(id), value}
 end
 
 local function remove_job(id)
-  redis.call('DEL', K.job(id), K.input(id), K.result(id), K.log(id), K.stream(id))
+  redis.call('DEL', K.job(id), K.input(id), K.result(id), K.attempts(id), K.log(id), K.stream(id))
 end
 
 -- Record how the job's latest attempt ended; only the newest records are kept. Errors are opaque JSON; the worker's name may
--- hold any character, so its length stands before it.
-local function record(id, job, fields, outcome, error_json)
-  local attempt = tonumber(job.attempt)
-  fields[#fields + 1] = 'e' .. attempt
-  local worker = job.worker or ''
-  fields[#fields + 1] = outcome .. '|' .. (job.started or '') .. '|' .. now .. '|' .. #worker .. '|' .. worker .. (error_json or '')
+-- hold any character, so its length stands before it. A damaged key of records stops no job.
+local function record(id, job, changes, outcome, error_json)
+  local attempt, worker = tonumber(job.attempt), job.worker or ''
+  local text = string.format('%s|%s|%.0f|%d|%s%s', outcome, job.started or '', now, #worker, worker, error_json or '')
+  redis.pcall('HSET', K.attempts(id), attempt, text)
   if attempt > 20 then
-    redis.call('HDEL', K.job(id), 'e' .. (attempt - 20))
+    redis.pcall('HDEL', K.attempts(id), attempt - 20)
   end
+  changes.before = outcome
 end

@@ -73,11 +73,11 @@ local function leave(id, job, status)
   tally(job, status, -1)
 end
 
--- Tell the processes that wait for this job: all at its end, at any other change those with a plus. One is told once; it asks
--- again when it has looked. News that are not the end come with a plus before the id.
-local function notify(id, watch, is_end)
+-- Tell the processes that wait for this job, which is to be stored: all at its end, at any other change those with a plus. One is
+-- told once; it asks again when it has looked. News that are not the end come with a plus before the id.
+local function notify(id, job, is_end)
   local left = ''
-  for name in string.gmatch(watch, '%S+') do
+  for name in string.gmatch(job.watch, '%S+') do
     local follower = string.match(name, '^%+(.+)$')
     if follower or is_end then
       local inbox = K.inbox(follower or name)
@@ -88,10 +88,12 @@ local function notify(id, watch, is_end)
       left = left .. ' ' .. name
     end
   end
-  if left == '' then
-    redis.call('HDEL', K.job(id), 'watch')
-  elseif left ~= ' ' .. watch then
-    redis.call('HSET', K.job(id), 'watch', left)
+  job.watch = left ~= '' and left or nil
+end
+
+local function note_due(status, at)
+  if PLACES[status] == 'delayed' and (not earliest_entered or at < earliest_entered) then
+    earliest_entered = at
   end
 end
 
@@ -113,11 +115,9 @@ local function enter(id, job, status, at, keep_ms)
     redis.call('ZADD', second, at + keep_ms, id)
   end
   tally(job, status, 1)
-  if place == 'delayed' and (not earliest_entered or at < earliest_entered) then
-    earliest_entered = at
-  end
+  note_due(status, at)
   if job.watch then
-    notify(id, job.watch, place == 'final')
+    notify(id, job, place == 'final')
   end
   if job.expires then
     if (place == 'queue' or place == 'delayed') and tonumber(job.attempt or 0) == 0 then
@@ -177,14 +177,16 @@ local function let_go(id, job, forgotten)
   end
 end
 
--- Move a job to another status; `fields` are written to its hash in the same breath.
+-- Move a job to another status; `changes` are written to it in the same breath.
 -- It enters before it leaves: should a damaged key stop the script in between, the job is found twice, never nowhere, and
--- whoever meets the entry that its hash does not agree with removes it.
-local function move(id, job, status, at, fields, keep_ms)
+-- whoever meets the entry that it does not agree with removes it.
+local function move(id, job, status, at, changes, keep_ms)
   enter(id, job, status, at, keep_ms)
-  redis.call('HSET', K.job(id), 'status', status, unpack(fields))
-  leave(id, job, job.status)
+  local before = job.status
+  apply(job, changes)
   job.status = status
+  store(id, job)
+  leave(id, job, before)
   if job.unique then
     let_go(id, job)
   end
@@ -196,10 +198,9 @@ local function kept_ms(job, status, retention)
   return keep_ms == 0 and 60000 or keep_ms
 end
 
-local function finish(id, job, status, fields, retention)
-  fields[#fields + 1] = 'finished'
-  fields[#fields + 1] = now
-  move(id, job, status, now, fields, kept_ms(job, status, retention))
+local function finish(id, job, status, changes, retention)
+  changes.finished = now
+  move(id, job, status, now, changes, kept_ms(job, status, retention))
   add(counts, status, job.queue, 1)
 end
 
@@ -282,10 +283,16 @@ end
 
 -- Run `one` for each id that is due in an index, by now or an earlier score `up_to`. A damaged job is put off for a minute, so that it neither stops the sweep nor
 -- is met again at once; the auditor names it.
+local function put_off(index_key, id)
+  redis.pcall('ZADD', index_key, 'XX', now + 60000, id)
+end
+
 local function sweep(index_key, limit, one, up_to)
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', index_key, '-inf', up_to or now, 'LIMIT', 0, limit)) do
-    if not pcall(one, id) then
-      redis.pcall('ZADD', index_key, 'XX', now + 60000, id)
+  local ids = redis.call('ZRANGEBYSCORE', index_key, '-inf', up_to or now, 'LIMIT', 0, limit)
+  local texts = read_all(ids)
+  for index, id in ipairs(ids) do
+    if not pcall(one, id, texts[index]) then
+      put_off(index_key, id)
     end
   end
 end

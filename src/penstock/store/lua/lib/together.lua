@@ -1,30 +1,36 @@
--- Move jobs of one call together: each index is written once, which costs a fifth less than once a job.
+-- Move jobs of one call together: each index is written once and all jobs in one command, which costs a fraction of one by one.
+-- What is done for each job here is kept to what it needs, because garbage is a third of a script's time.
 
 -- Tell whether a job can be moved with others: it names its indexes, nobody waits for it, and no time of expiry or unique key goes
--- with it.
+-- with it. The time of expiry of a job that runs is off its index.
 local function is_plain(job)
-  return job.queue and (job.priority or job.worker) and not (job.watch or job.expires or job.unique)
+  return job.queue and (job.priority or job.worker) and not (job.watch or job.unique or (job.expires and job.status ~= 'running'))
 end
 
--- Sort moves by their indexes. Jobs of a call are mostly alike, so the last group is nearly always the right one.
-local function group_moves(moves)
-  local groups, group = {}, nil
-  for _, one in ipairs(moves) do
+-- Sort moves by their indexes. Jobs of a call are mostly alike, so the last group is nearly always the right one. Those that are not
+-- plain come back by themselves.
+local function group_moves(moves, status, retention)
+  local groups, group, others = {}, nil, {}
+  local size, is_final = 0, PLACES[status] == 'final'
+  for index = 1, #moves do
+    local one = moves[index]
     local job = one.job
-    if not (group and group.job.queue == job.queue and group.job.priority == job.priority and group.job.worker == job.worker) then
-      group = {job = job, moves = {}, first = {}, second = {}}
-      groups[#groups + 1] = group
-    end
-    local first, second = group.first, group.second
-    group.moves[#group.moves + 1] = one
-    first[#first + 1] = one.at
-    first[#first + 1] = one.id
-    if one.keep_ms then
-      second[#second + 1] = one.at + one.keep_ms
-      second[#second + 1] = one.id
+    if not is_plain(job) then
+      others[#others + 1] = one
+    else
+      if not (group and group.job.queue == job.queue and group.job.priority == job.priority and group.job.worker == job.worker) then
+        group, size = {job = job, moves = {}, ids = {}, first = {}, second = {}}, 0
+        groups[#groups + 1] = group
+      end
+      size = size + 1
+      group.moves[size], group.ids[size] = one, one.id
+      group.first[2 * size - 1], group.first[2 * size] = one.at, one.id
+      if is_final then
+        group.second[2 * size - 1], group.second[2 * size] = one.at + kept_ms(job, status, retention), one.id
+      end
     end
   end
-  return groups
+  return groups, others
 end
 
 -- Write the indexes that a group goes to; false when one is damaged.
@@ -38,57 +44,71 @@ local function enter_together(group, status)
     and (not second or type(redis.pcall('ZADD', second, unpack(group.second))) ~= 'table')
 end
 
--- Take the jobs of a group that have moved out of the indexes where they stood. Should one stay behind, whoever meets the entry that its
--- job's hash does not agree with removes it.
-local function leave_together(group, status)
-  local ids = {}
-  for _, one in ipairs(group.moves) do
-    if not one.failed then
-      ids[#ids + 1] = one.id
+-- Take the jobs of a group out of the indexes where they stood. Should one stay behind, whoever meets the entry that its job does
+-- not agree with removes it.
+local function leave_together(group, before, status)
+  local first, second = indexes_of(group.job, before)
+  if first then
+    redis.pcall('ZREM', first, unpack(group.ids))
+  end
+  if second then
+    redis.pcall('ZREM', second, unpack(group.ids))
+  end
+  tally(group.job, before, -#group.ids)
+  tally(group.job, status, #group.ids)
+  if PLACES[status] == 'delayed' then
+    for _, one in ipairs(group.moves) do
+      note_due(status, one.at)
     end
   end
-  if #ids == 0 then
-    return
-  end
-  local first, second = indexes_of(group.job, group.job.status)
-  redis.pcall('ZREM', first, unpack(ids))
-  if second then
-    redis.pcall('ZREM', second, unpack(ids))
-  end
-  tally(group.job, group.job.status, -#ids)
-  tally(group.job, status, #ids)
 end
 
--- Move jobs of one status to another, each [id, job, at, fields, keep_ms], no id twice; `failed` is set on a move that could not be made.
--- As in `move`, each enters before it leaves. One that is not plain, and each whose index is damaged, is moved by itself, so that
--- only those fail that belong to what is damaged.
-local function move_together(moves, status)
-  local plain = {}
-  for _, one in ipairs(moves) do
-    if is_plain(one.job) then
-      plain[#plain + 1] = one
-    end
+local function move_alone(one, status, retention)
+  if one.texts then
+    redis.call('MSET', unpack(one.texts))
   end
-  local groups = group_moves(plain)
+  local keep_ms = PLACES[status] == 'final' and kept_ms(one.job, status, retention) or nil
+  move(one.id, one.job, status, one.at, {}, keep_ms)
+end
+
+-- Move jobs of one status, or new ones, to another, each {id, job, at, texts: keys and what is to be stored there}, no id twice; the
+-- jobs are changed already but for their status. `failed` is set on a move that could not be made. As in `move`, each enters before
+-- it leaves. One that is not plain, and each whose index is damaged, is moved by itself, so that only those fail that belong to
+-- what is damaged.
+local function move_together(moves, status, retention)
+  if #moves == 0 then
+    return
+  end
+  local before, texts, size = moves[1].job.status, {}, 0
+  local groups, others = group_moves(moves, status, retention)
   for _, group in ipairs(groups) do
     group.entered = enter_together(group, status)
-    for _, one in ipairs(group.moves) do
-      one.entered = group.entered
+    for index = 1, #group.moves do
+      local one = group.moves[index]
+      if group.entered then
+        for place = 1, one.texts and #one.texts or 0 do
+          size = size + 1
+          texts[size] = one.texts[place]
+        end
+        one.job.status = status
+        one.text = cmsgpack.pack(one.job)
+        texts[size + 1], texts[size + 2] = K.job(one.id), one.text
+        size = size + 2
+      else
+        others[#others + 1] = one
+      end
     end
   end
-  for _, one in ipairs(moves) do
-    local ok, failure
-    if one.entered then
-      failure = redis.pcall('HSET', K.job(one.id), 'status', status, unpack(one.fields))
-      ok = type(failure) ~= 'table'
-    else
-      ok, failure = pcall(move, one.id, one.job, status, one.at, one.fields, one.keep_ms)
-    end
-    one.failed = not ok and failure or nil
+  if size > 0 then
+    redis.call('MSET', unpack(texts))
   end
   for _, group in ipairs(groups) do
     if group.entered then
-      leave_together(group, status)
+      leave_together(group, before, status)
     end
+  end
+  for _, one in ipairs(others) do
+    local ok, failure = pcall(move_alone, one, status, retention)
+    one.failed = not ok and failure or nil
   end
 end

@@ -8,7 +8,7 @@ local function holder_of(digest)
   if not id then
     return nil
   end
-  local job = load(id, HOLDER)
+  local job = load(id)
   job.id = id
   if job.status then
     local own, kept_until = unique_of(job)

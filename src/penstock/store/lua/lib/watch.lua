@@ -1,7 +1,7 @@
 -- Note at a job who is to be told of it; a plus before the name asks for any change, else its end is told.
-local function register(id, watch, name)
+local function register(id, job, name)
   local others, count = '', 0
-  for other in string.gmatch(watch or '', '%S+') do
+  for other in string.gmatch(job.watch or '', '%S+') do
     -- A process that died never takes its name off: only the newest few are kept.
     if other ~= name then
       others, count = others .. ' ' .. other, count + 1
@@ -10,5 +10,6 @@ local function register(id, watch, name)
   if count >= 16 then
     others = string.gsub(others, ' %S+$', '')
   end
-  redis.call('HSET', K.job(id), 'watch', name .. others)
+  job.watch = name .. others
+  store(id, job)
 end
