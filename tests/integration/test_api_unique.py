@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from penstock import task
 from penstock.client import AsyncClient, Client, UniqueConflict
 from tests.integration.api_support import Process, api_process
 
@@ -186,3 +187,23 @@ async def test_the_clients(api: Process) -> None:
         newer = await client.submit("echo", unique={"key": "k", "on_conflict": "replace"})
         assert (await client.get(job.id)).status == "cancelled"
         assert newer.id != job.id
+
+
+@task(unique={"key": "nightly:{customer}", "on_conflict": "reject"})
+def nightly(customer: int, kind: str = "pdf") -> None:
+    """Stand for a task whose submits have a key of their arguments."""
+
+
+def test_a_task_makes_the_key_of_its_arguments(api: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_URL", api.url)
+    monkeypatch.delenv("PENSTOCK_API_KEY", raising=False)
+    first = nightly.submit(customer=1)
+    with pytest.raises(UniqueConflict) as refused:
+        nightly.submit(customer=1, kind="csv")
+    assert refused.value.job_id == first.id
+    assert nightly.submit(customer=2).id != first.id
+    assert nightly.options(unique=None).submit(customer=1).id != first.id
+    assert nightly.options(unique_key="other").submit(customer=1).id != first.id
+    with Client(api.url) as client:
+        job = client.get(first.id)
+    assert (job.unique_key, job.input) == ("nightly:1", {"customer": 1})

@@ -18,6 +18,7 @@ from penstock.core.job import TaskInfo
 from penstock.core.limits import MAX_ATTEMPTS, NAME_CHARACTERS
 from penstock.core.retry import Backoff
 from penstock.handlers.binding import Binder, WholeInput
+from penstock.handlers.unique import DeclaredUnique, Key
 
 if TYPE_CHECKING:
     from penstock.handlers.schedules import DeclaredSchedule
@@ -46,6 +47,7 @@ class Task(Generic[P, R]):
         timeout: float | str | None = None,
         executor: Executor | None = None,
         schedule: str | Mapping[str, Any] | None = None,
+        unique: Key | Mapping[str, Any] | None = None,
         binder: Binder | WholeInput | None = None,
     ) -> None:
         """Check the options; what is None comes from the submit or the deployment's defaults.
@@ -77,6 +79,7 @@ class Task(Generic[P, R]):
             executor=self.executor,
         )
         functools.update_wrapper(self, function)
+        self._unique = None if unique is None else DeclaredUnique(unique, function, where=self.where)
         #: What ``@task(schedule=…)`` declares, under the task's own name.
         self.schedule = None if schedule is None else self._read_schedule(schedule)
 
@@ -101,8 +104,12 @@ class Task(Generic[P, R]):
         return self.options().submit(**arguments)
 
     def options(self, **options: Any) -> Submission:
-        """Return something to ``submit`` with, under options such as ``delay="5s"`` or ``priority="high"``."""
-        return Submission(self.name, options)
+        """Return something to ``submit`` with, under options such as ``delay="5s"`` or ``priority="high"``.
+
+        ``unique_key`` or ``unique`` take the place of what ``@task(unique=…)`` says; None submits without a key.
+        """
+        own = "unique" in options or "unique_key" in options
+        return Submission(self.name, options, unique=None if own else self._unique)
 
     def _read_schedule(self, value: str | Mapping[str, Any]) -> DeclaredSchedule:
         # The module of schedules builds on this one.
@@ -169,14 +176,20 @@ class Task(Generic[P, R]):
 class Submission:
     """Submit jobs of one task under the given options."""
 
-    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, options: Mapping[str, Any], *, unique: DeclaredUnique | None = None) -> None:
         self._name = name
         self._options = dict(options)
+        self._unique = unique
 
     def submit(self, **arguments: Any) -> Any:
-        """Submit one job whose input holds the arguments by name."""
+        """Submit one job whose input holds the arguments by name.
+
+        Raises:
+            TaskError: no unique key can be made of the arguments.
+        """
+        key = {} if self._unique is None else self._unique.fields(arguments)
         # Looked up when called: the client stands beside this part, and only the package's root knows both.
-        return importlib.import_module("penstock").submit_task(self._name, arguments, **self._options)
+        return importlib.import_module("penstock").submit_task(self._name, arguments, **self._options, **key)
 
 
 @overload
@@ -193,6 +206,7 @@ def task(
     timeout: float | str | None = None,
     executor: Executor | None = None,
     schedule: str | Mapping[str, Any] | None = None,
+    unique: Key | Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
 
