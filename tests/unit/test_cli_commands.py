@@ -109,6 +109,19 @@ def job(status: str, **fields: Any) -> dict[str, Any]:
     return {"id": JOB_ID, "status": status, "task": "echo", "queue": "default", "priority": "normal"} | fields
 
 
+SCHEDULE: dict[str, Any] = {
+    "name": "a b",
+    "cron": "0 6 * * *",
+    "timezone": "Europe/Berlin",
+    "missed": "latest",
+    "overlap": "allow",
+    "source": "api",
+    "job": {"task": "echo", "queue": "default", "priority": "normal", "input": {"a": 1}},
+    "next": ["2030-01-31T05:00:00.000Z", "2030-02-01T05:00:00.000Z"],
+    "last_tick": "2030-01-30T05:00:00.000Z",
+    "last_job_id": JOB_ID,
+    "ticks": {"fired": 1_234, "skipped": 2, "missed": 3},
+}
 FAILED = job("failed", attempt=3, reason="exhausted", error={"type": "OSError", "message": "no\x1b[31m disk"})
 
 
@@ -144,19 +157,21 @@ def test_submit_as_json_shows_what_the_server_said(server: FakeServer, command: 
     assert (code, json.loads(out)) == (0, answer | {"replayed": False, "existing": False})
 
 
+@pytest.mark.parametrize("words", [("submit", "echo"), ("schedules", "put", "x", "echo")])
 def test_input_comes_from_files_stdin_or_text(
-    server: FakeServer, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FakeServer, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     server.answer("POST", "/submit", job("queued"), 202)
+    server.answer("PUT", "/schedules/x", SCHEDULE)
     (tmp_path / "in.json").write_text('{"a": [1]}')
     with (tmp_path / "in.json").open() as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
-        assert command("submit", "echo", "-")[0] == 0
-    command("submit", "echo", "@in.json")
-    command("submit", "echo", "@in.json", "--text")
-    command("submit", "echo", "plain words", "--text")
-    command("submit", "echo")
-    inputs = [body["input"] for _, _, body in server.seen]
+        assert command(*words, "-")[0] == 0
+    command(*words, "@in.json")
+    command(*words, "@in.json", "--text")
+    command(*words, "plain words", "--text")
+    command(*words)
+    inputs = [body.get("job", body)["input"] for _, _, body in server.seen]
     assert inputs == [{"a": [1]}, {"a": [1]}, '{"a": [1]}', "plain words", None]
 
 
@@ -165,6 +180,8 @@ def test_input_comes_from_files_stdin_or_text(
     [
         (["submit", "echo", "words"], "add --text"),
         (["submit", "echo", "@none.json"], "cannot read none.json"),
+        (["schedules", "put", "x", "echo", "words"], "add --text"),
+        (["schedules", "put", "x", "echo", "@none.json"], "cannot read none.json"),
         (["submit"], "name the TASK"),
         (["submit", "echo", "--count", "0"], "--count"),
         (["submit", "echo", "--wait", "soon"], "--wait: expected seconds"),
@@ -416,19 +433,7 @@ def test_a_queue_is_paused_resumed_and_purged(server: FakeServer, command: Comma
 
 
 def test_schedules_are_written_shown_and_changed(server: FakeServer, command: Command) -> None:
-    found = {
-        "name": "a b",
-        "cron": "0 6 * * *",
-        "timezone": "Europe/Berlin",
-        "missed": "latest",
-        "overlap": "allow",
-        "source": "api",
-        "job": {"task": "echo", "queue": "default", "priority": "normal", "input": {"a": 1}},
-        "next": ["2030-01-31T05:00:00.000Z", "2030-02-01T05:00:00.000Z"],
-        "last_tick": "2030-01-30T05:00:00.000Z",
-        "last_job_id": JOB_ID,
-        "ticks": {"fired": 1_234, "skipped": 2, "missed": 3},
-    }
+    found = SCHEDULE
     paused = found | {"paused": True, "paused_at": "2030-01-30T06:00:00.000Z", "next": []}
     server.answer("PUT", "/schedules/a%20b", found)
     server.answer("GET", "/schedules/a%20b", paused)
@@ -458,7 +463,6 @@ def test_schedules_are_written_shown_and_changed(server: FakeServer, command: Co
     assert command("schedules", "delete", "a b")[:2] == (0, "a b deleted\n")
     for verb in ("pause", "resume", "run", "delete"):
         assert json.loads(command("schedules", verb, "a b", "--json")[1])
-    assert command("schedules", "put", "x", "echo", "{")[0] == 2
     server.answers[("GET", "/schedules")] = [(200, {"items": [], "next": None})]
     assert "no schedules" in command("schedules", "list")[1]
 

@@ -6,11 +6,10 @@ import itertools
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
-from penstock.cli.exits import CommandFailed, Exit
 from penstock.cli.flags import JsonFlag, new_app, open_client, with_settings
+from penstock.cli.inputs import AsText, Input, read_input
 from penstock.cli.output import as_text, format_moment, print_json, print_line, print_submitted, print_table
 from penstock.client import Client, Schedule
 from penstock.config import Settings
@@ -108,10 +107,9 @@ def _show(found: Schedule, *, as_json: bool) -> None:
 def put(
     name: Name,
     task: Annotated[str, typer.Argument(metavar="TASK", help="Name of the task.")],
-    input: Annotated[  # noqa: A002 - the field's name
-        str | None, typer.Argument(metavar="INPUT", help="JSON. [default: null]")
-    ] = None,
+    input: Input = None,  # noqa: A002 - the field's name
     *,
+    text: AsText = False,
     cron: Annotated[str | None, typer.Option(help="Five fields, such as '0 6 * * MON-FRI', or '@daily'.")] = None,
     timezone: Annotated[str | None, typer.Option(help="Zone of --cron, such as Europe/Berlin.")] = None,
     every: Annotated[str | None, typer.Option(help="An interval of a second or more: '90s'.")] = None,
@@ -134,10 +132,7 @@ def put(
     values: dict[str, Any] = {"cron": cron, "timezone": timezone, "every": every, "start_at": start_at}
     values |= {"missed": missed, "overlap": overlap, "queue": queue, "priority": priority, "timeout": timeout}
     values |= {"type": type, "max_attempts": max_attempts, "expires_in": expires_in, "tags": tag}
-    try:
-        value = None if input is None else msgspec.json.decode(input)
-    except msgspec.DecodeError as error:
-        raise CommandFailed(f"INPUT: not JSON ({error})", Exit.USAGE, field="input") from error
+    value = read_input(input, as_text=text)
     with open_client(settings) as client:
         found = client.put_schedule(
             name, task, value, **{key: given for key, given in values.items() if given is not None}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Annotated, Any
 
 import msgspec
@@ -14,6 +12,7 @@ import typer
 
 from penstock.cli.exits import CommandFailed, Exit
 from penstock.cli.flags import JsonFlag, new_app, open_client, with_settings
+from penstock.cli.inputs import AsText, Input, open_file, read_input
 from penstock.cli.output import print_json, print_line, print_submitted, progress
 from penstock.cli.waiting import seconds_of, wait_for_job, wait_for_many
 from penstock.config import Settings
@@ -31,12 +30,9 @@ def submit(
     task: Annotated[
         str | None, typer.Argument(metavar="TASK", help="Name of the task; with --ndjson it may be left out.")
     ] = None,
-    input: Annotated[  # noqa: A002 - the field's name
-        str | None,
-        typer.Argument(metavar="INPUT", help="JSON; '@FILE' reads it from a file, '-' from stdin. [default: null]"),
-    ] = None,
+    input: Input = None,  # noqa: A002 - the field's name
     *,
-    text: Annotated[bool, typer.Option("--text", help="Take INPUT as text instead of JSON.")] = False,
+    text: AsText = False,
     type: Annotated[str | None, typer.Option(help="Family of task: 'task' or 'ai'.")] = None,  # noqa: A002
     queue: Annotated[str | None, typer.Option(help="Queue to wait in.")] = None,
     priority: Annotated[str | None, typer.Option(help="critical, high, normal or low.")] = None,
@@ -109,11 +105,11 @@ def submit(
     if ndjson is not None:
         if input is not None:
             raise CommandFailed("--ndjson brings the inputs; leave INPUT out", Exit.USAGE, field="input")
-        with _open(ndjson, "--ndjson") as stream:
+        with open_file(ndjson, "--ndjson") as stream:
             return _submit_many(settings, _items(stream, task), options, wait_seconds, as_json=as_json, total=None)
     if task is None:
         raise CommandFailed("name the TASK to submit, or give jobs with --ndjson", Exit.USAGE, field="task")
-    value = _read_input(input, as_text=text)
+    value = read_input(input, as_text=text)
     if count > 1:
         items = itertools.repeat((task, value), count)
         return _submit_many(settings, items, options, wait_seconds, as_json=as_json, total=count)
@@ -192,36 +188,3 @@ def _items(stream: IO[bytes], task: str | None) -> Iterator[Any]:
                 Exit.USAGE,
                 field="ndjson",
             )
-
-
-def _read_input(given: str | None, *, as_text: bool) -> Any:
-    """Return the input's value. Raises CommandFailed."""
-    if given is None:
-        return None
-    content: bytes | str = given
-    if given == "-" or given.startswith("@"):
-        with _open(given.removeprefix("@"), "INPUT") as stream:
-            content = stream.read()
-    try:
-        if as_text:
-            return content.decode() if isinstance(content, bytes) else content
-        return msgspec.json.decode(content)
-    except UnicodeDecodeError as error:
-        raise CommandFailed(f"INPUT: {given} is not UTF-8 text", Exit.USAGE, field="input") from error
-    except msgspec.DecodeError as error:
-        raise CommandFailed(
-            f"INPUT: not JSON ({error}); add --text to send it as text", Exit.USAGE, field="input"
-        ) from error
-
-
-@contextlib.contextmanager
-def _open(name: str, what: str) -> Iterator[IO[bytes]]:
-    if name == "-":
-        yield sys.stdin.buffer
-        return
-    try:
-        stream = Path(name).open("rb")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise CommandFailed(f"{what}: cannot read {name}: {error.strerror}", Exit.USAGE, field=what) from error
-    with stream:
-        yield stream
