@@ -1,128 +1,18 @@
-"""Check what commands print, and with which code they end, against a server that answers as told."""
+"""Check what each command sends, prints and ends with, against a server that answers as told."""
 
 from __future__ import annotations
 
-import http.server
 import json
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
-from penstock import __version__
-from penstock.cli import main
-from penstock.cli.app import COMMANDS, load_command, run
 from penstock.cli.exits import Exit
-from penstock.cli.reference import cli_page, settings_page
-from penstock.config import SETTINGS
+from tests.unit.cli_support import FAILED, JOB_ID, SCHEDULE, Command, FakeServer, command, job, server
 
-JOB_ID = "01a20ab1-68ea-7033-afc6-5f4dab454df9"
-REPOSITORY = Path(__file__).parents[2]
-
-
-class FakeServer(http.server.ThreadingHTTPServer):
-    """Answer (method, path) as told; keep what came."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.answers: dict[tuple[str, str], list[tuple[int, Any]]] = {}
-        self.seen: list[tuple[str, str, Any]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def answer(self, method: str, path: str, value: Any, status: int = 200) -> None:
-        """Queue an answer; the last one of a path stays."""
-        self.answers.setdefault((method, path), []).append((status, value))
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: FakeServer
-
-    def _do(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        path = urlsplit(self.path).path
-        value: Any = json.loads(body) if body else None
-        self.server.seen.append((self.command, self.path, value))
-        queued = self.server.answers.get((self.command, path))
-        if path == "/jobs/batch" and queued is None:
-            items: list[dict[str, Any]] = [
-                {"index": index, "id": JOB_ID, "status": "queued"}
-                if item["input"] != "bad"
-                else {"index": index, "error": {"code": "invalid_request", "status": 422, "detail": "input: is bad"}}
-                for index, item in enumerate(value)
-            ]
-            queued = [(200, {"items": items})]
-        problem = {"status": 404, "code": "job_not_found", "detail": "no such job"}
-        status, answer = (404, problem) if not queued else queued.pop(0) if len(queued) > 1 else queued[0]
-        # Text is a stream of events.
-        content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_POST = do_PUT = do_DELETE = _do  # noqa: N815 - the framework's names
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeServer]:
-    for setting in SETTINGS:
-        monkeypatch.delenv(setting.env, raising=False)
-    monkeypatch.chdir(tmp_path)
-    fake = FakeServer()
-    monkeypatch.setenv("PENSTOCK_URL", fake.url)
-    thread = threading.Thread(target=fake.serve_forever, args=(0.01,))
-    thread.start()
-    yield fake
-    fake.shutdown()
-    thread.join()
-    fake.server_close()
-
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = run(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
-def job(status: str, **fields: Any) -> dict[str, Any]:
-    return {"id": JOB_ID, "status": status, "task": "echo", "queue": "default", "priority": "normal"} | fields
-
-
-SCHEDULE: dict[str, Any] = {
-    "name": "a b",
-    "cron": "0 6 * * *",
-    "timezone": "Europe/Berlin",
-    "missed": "latest",
-    "overlap": "allow",
-    "source": "api",
-    "job": {"task": "echo", "queue": "default", "priority": "normal", "input": {"a": 1}},
-    "next": ["2030-01-31T05:00:00.000Z", "2030-02-01T05:00:00.000Z"],
-    "last_tick": "2030-01-30T05:00:00.000Z",
-    "last_job_id": JOB_ID,
-    "ticks": {"fired": 1_234, "skipped": 2, "missed": 3},
-}
-FAILED = job("failed", attempt=3, reason="exhausted", error={"type": "OSError", "message": "no\x1b[31m disk"})
+__all__ = ["command", "server"]
 
 
 def test_submit_builds_the_request_from_its_flags(server: FakeServer, command: Command) -> None:
@@ -173,79 +63,6 @@ def test_input_comes_from_files_stdin_or_text(
     command(*words)
     inputs = [body.get("job", body)["input"] for _, _, body in server.seen]
     assert inputs == [{"a": [1]}, {"a": [1]}, '{"a": [1]}', "plain words", None]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["submit", "echo", "words"], "add --text"),
-        (["submit", "echo", "@none.json"], "cannot read none.json"),
-        (["schedules", "put", "x", "echo", "words"], "add --text"),
-        (["schedules", "put", "x", "echo", "@none.json"], "cannot read none.json"),
-        (["submit"], "name the TASK"),
-        (["submit", "echo", "--count", "0"], "--count"),
-        (["submit", "echo", "--wait", "soon"], "--wait: expected seconds"),
-        (["submit", "--ndjson", "none"], "cannot read none"),
-        (["submit", "echo", "1", "--ndjson", "x"], "leave INPUT out"),
-        (["submit", "echo", "--bogus"], "--bogus"),
-        (["status"], "ID"),
-        (["nonsense"], "nonsense"),
-        (["dead-letter", "redrive"], "--all"),
-        (["api", "--port", "x"], "--port: must be a whole number"),
-        (["worker", "--lease", "x"], "--lease: expected seconds"),
-        (["doctor"], "--redis-url"),
-        (["api", "--host", "0.0.0.0", "--redis-url", "redis://127.0.0.1:1"], "PENSTOCK_API_KEYS"),
-        (["up", "--host", "0.0.0.0"], "--insecure"),
-        (["up", "--durability", "replica"], "has no replica"),
-    ],
-)
-def test_wrong_usage_is_one_line_that_names_it(
-    server: FakeServer, command: Command, arguments: list[str], words: str
-) -> None:
-    code, out, err = command(*arguments)
-    assert (code, out) == (Exit.USAGE, "")
-    assert words in err
-    assert err.startswith("penstock: ")
-    assert err.count("\n") == 1
-    assert server.seen == []
-
-
-def test_wrong_usage_as_json_names_the_field(server: FakeServer, command: Command) -> None:
-    code, out, _ = command("submit", "echo", "words", "--json")
-    assert (code, json.loads(out)["error"]["field"]) == (Exit.USAGE, "input")
-    code, out, _ = command("doctor", "--json")
-    assert json.loads(out)["error"]["field"] == "PENSTOCK_REDIS_URL"
-
-
-@pytest.mark.parametrize(
-    ("status", "code", "expected", "words"),
-    [
-        (404, "job_not_found", Exit.NOT_FOUND, "priority: why"),
-        (401, "unauthorized", Exit.DENIED, "PENSTOCK_API_KEY"),
-        (403, "foreign_origin", Exit.DENIED, "priority: why"),
-        (409, "state_conflict", Exit.CONFLICT, "priority: why"),
-        (422, "invalid_request", Exit.USAGE, "priority: why"),
-        (503, "store_unavailable", Exit.UNREACHABLE, "priority: why"),
-        (500, "internal_error", Exit.FAILED, "priority: why"),
-    ],
-)
-def test_each_refusal_has_its_code(
-    server: FakeServer, command: Command, status: int, code: str, expected: Exit, words: str
-) -> None:
-    errors = [{"field": "priority", "code": "not_allowed", "detail": "why"}]
-    problem = {"status": status, "code": code, "detail": "d", "errors": errors}
-    server.answer("GET", f"/jobs/{JOB_ID}", problem, status)
-    exit_code, out, err = command("status", JOB_ID, "--json")
-    assert exit_code == expected
-    document = json.loads(out)["error"]
-    assert (document["code"], document["errors"]) == (code, errors)
-    assert words in err
-
-
-def test_nothing_listens(server: FakeServer, command: Command) -> None:
-    code, out, err = command("queues", "--url", "http://127.0.0.1:1")
-    assert (code, out) == (Exit.UNREACHABLE, "")
-    assert "penstock up" in err
 
 
 def test_status_shows_a_job_and_ends_with_its_fate(server: FakeServer, command: Command) -> None:
@@ -522,85 +339,3 @@ def test_health_of_the_api(server: FakeServer, command: Command) -> None:
     code, out, _ = command("health", "--json")
     assert (code, json.loads(out)) == (Exit.FAILED, {"ok": False, "detail": "Redis is away"})
     assert command("health", "--url", "http://127.0.0.1:1")[0] == Exit.UNREACHABLE
-
-
-def test_versions(command: Command) -> None:
-    assert command("--version") == (0, f"penstock {__version__}\n", "")
-    assert __version__ in command("version")[1]
-    assert json.loads(command("version", "--json")[1])["version"] == __version__
-
-
-def test_without_a_command_the_help_is_shown(command: Command) -> None:
-    code, out, err = command()
-    assert (code, out) == (Exit.USAGE, "")
-    assert all(name in err for name in COMMANDS)
-    code, out, _ = command("submit", "--help")
-    assert code == 0
-    assert "PENSTOCK_URL" in out
-
-
-def test_an_unexpected_error_is_one_line(server: FakeServer, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("in\ntwo lines")
-
-    monkeypatch.setattr("penstock.cli.queues.open_client", broken)
-    code, out, err = command("queues")
-    assert (code, out) == (Exit.FAILED, "")
-    assert err.startswith("penstock: unexpected ZeroDivisionError: in two lines at ")
-    assert err.count("\n") == 1
-
-
-def test_ctrl_c_ends_with_its_code(server: FakeServer, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("penstock.cli.queues.open_client", interrupted)
-    assert command("queues") == (Exit.INTERRUPTED, "", "")
-
-
-def test_main_exits() -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["version"])
-    assert ended.value.code == 0
-
-
-def test_every_command_takes_json() -> None:
-    for name in COMMANDS:
-        command = load_command(name)
-        for single in getattr(command, "commands", {name: command}).values():
-            flags = {flag for parameter in single.params for flag in parameter.opts}
-            assert ("--json" in flags) == (name not in {"api", "worker"}), name
-
-
-def test_every_setting_is_a_flag_of_up_or_of_the_client() -> None:
-    flags = {flag for name in ("up", "submit") for parameter in load_command(name).params for flag in parameter.opts}
-    assert {setting.flag for setting in SETTINGS} <= flags
-
-
-def test_the_pages_are_those_of_the_code() -> None:
-    folder = REPOSITORY / "docs" / "reference"
-    hint = "make them anew: python -m penstock.cli.reference docs/reference"
-    assert (folder / "settings.md").read_text("utf-8") == settings_page(), hint
-    assert (folder / "cli.md").read_text("utf-8") == cli_page(), hint
-
-
-def test_light_commands_load_no_server() -> None:
-    code = (
-        "import sys; from penstock.cli.app import run; run(['version']); run(['queues', '--url', 'http://127.0.0.1:1']);"
-        "print(sorted({'litestar', 'redis', 'uvicorn', 'structlog'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
-def test_output_that_nobody_reads_is_no_error() -> None:
-    done = subprocess.run(
-        f"{sys.executable} -m penstock submit --help | true; echo ${{PIPESTATUS[0]}}",
-        shell=True,
-        executable="/bin/bash",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stderr == ""
-    assert done.stdout == "0\n"
