@@ -203,6 +203,16 @@ JOB = {"task": "echo"}
         ({"every": 5, "job": []}, {"job": "wrong_type"}),
         ({"every": 5, "job": {"task": "a", "delay": 5}}, {"job.delay": "unknown_field"}),
         ({"every": 5, "job": {"task": "a", "backoff": {"base": 5, "max": 1}}}, {"job.backoff.max": "conflict"}),
+        (
+            {"every": 0.1, "job": {"task": "", "backoff": {"base": "soon", "factor": 0, "jitter": 1}}},
+            {
+                "every": "out_of_range",
+                "job.task": "empty",
+                "job.backoff.base": "bad_duration",
+                "job.backoff.factor": "out_of_range",
+                "job.backoff.jitter": "wrong_type",
+            },
+        ),
         ({"every": 5, "job": {"task": "a", "input": "x" * 70_000}}, {"job.input": "too_large"}),
         ({"every": 5, "task": "echo", "job": JOB}, {"task": "unknown_field"}),
         ({"interval": 5, "job": {"task": "a", "args": []}}, {"interval": "unknown_field", "job.args": "unknown_field"}),

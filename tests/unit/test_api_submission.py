@@ -249,6 +249,15 @@ def test_a_unique_key_gives_the_home_before_an_idempotency_key() -> None:
             },
         ),
         (
+            {"unique": {"key": "", "for": "soon", "until": "never"}},
+            {("unique.key", "empty"), ("unique.for", "bad_duration"), ("unique.until", "not_allowed")},
+        ),
+        ({"unique": {"for": -1}}, {("unique.key", "required"), ("unique.for", "out_of_range")}),
+        (
+            {"unique_key": "", "unique": {"key": 1}},
+            {("unique_key", "empty"), ("unique", "conflict"), ("unique.key", "wrong_type")},
+        ),
+        (
             {"task": "", "unique": {"key": "", "for": -1}},
             {("task", "empty"), ("unique.key", "empty"), ("unique.for", "out_of_range")},
         ),
@@ -280,6 +289,16 @@ def test_wrong_members_of_a_backoff_are_all_named() -> None:
         ("backoff.jitter", "wrong_type"),
         ("backoff.most", "unknown_field"),
     }
+    # Wrong types and wrong values at once, and nothing told of what stands in for a wrong one.
+    assert wrong_fields(backoff={"base": [], "factor": 0.5, "max": 0.5}, task="") == [
+        ("backoff.base", "wrong_type"),
+        ("task", "empty"),
+        ("backoff.factor", "out_of_range"),
+    ]
+    assert wrong_fields(backoff={"base": "soon", "jitter": 1}) == [
+        ("backoff.jitter", "wrong_type"),
+        ("backoff.base", "bad_duration"),
+    ]
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])

@@ -133,7 +133,13 @@ class BodyDecoder(Generic[T]):
             try:
                 values[self._fields[name].name] = self._field_decoders[name].decode(raw)
             except msgspec.ValidationError as error:
-                errors += self._wrong_member(name, raw, error)
+                inner = self._right_members(name, raw)
+                if inner is None:
+                    errors.append(validation_error(name, error, _choices(self._fields[name].type)))
+                else:
+                    # What is right in it stays, so that its values are checked too.
+                    values[self._fields[name].name], wrong = inner
+                    errors += [field_error(f"{name}.{one.field}", one.code, one.detail) for one in wrong]
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise not_json(text, error) from None
         for name, field in self._fields.items():
@@ -144,13 +150,10 @@ class BodyDecoder(Generic[T]):
                 values[field.name] = "-"
         return self._type(**values), errors
 
-    def _wrong_member(self, name: str, raw: msgspec.Raw, error: msgspec.ValidationError) -> list[FieldError]:
-        """Say what is wrong with a field's value; of an object all that is wrong in it."""
+    def _right_members(self, name: str, raw: msgspec.Raw) -> tuple[msgspec.Struct, list[FieldError]] | None:
+        """Return what is right in a field's object and all that is wrong in it; None when it is no object."""
         nested = self._nested.get(name)
-        if nested is not None and bytes(raw).lstrip()[:1] == b"{":
-            _, errors = nested.decode(raw)
-            return [field_error(f"{name}.{wrong.field}", wrong.code, wrong.detail) for wrong in errors]
-        return [validation_error(name, error, _choices(self._fields[name].type))]
+        return nested.decode(raw) if nested is not None and bytes(raw).lstrip()[:1] == b"{" else None
 
     def unknown(self, name: str) -> FieldError:
         """Say that a field is not known, and which one may be meant."""

@@ -394,6 +394,7 @@ def _backoff(value: float | str | BackoffBody | None, checker: Checker) -> Backo
     if base_ms is None or (max_ms is None and value.max is not None):
         return None
     highest_ms = max(base_ms, Backoff().max_ms) if max_ms is None else max_ms
-    if highest_ms < base_ms:
+    # A base that is no duration is told as that; its default is nothing to compare with.
+    if highest_ms < base_ms and all(error.field != "backoff.base" for error in checker.errors):
         checker.wrong("backoff.max", "conflict", "is less than 'backoff.base'")
     return Backoff(base_ms=base_ms, factor=value.factor, max_ms=highest_ms, jitter=value.jitter)
