@@ -98,6 +98,13 @@ def test_origins_without_keys(origin: str, allowed: bool) -> None:
     assert passes(Guard(ApiOptions()), host="localhost:5000", origin=origin) is allowed
 
 
+def test_a_host_that_was_let_in_opens_for_nothing_else() -> None:
+    guard = Guard(ApiOptions())
+    hosts = ["127.0.0.1:5000", "evil.example", "evil.example", "", "LOCALHOST", "127.0.0.1:5000"]
+    assert [passes(guard, host=host) for host in hosts] == [True, False, False, False, True, True]
+    assert not passes(guard, host="127.0.0.1:5000", origin="https://evil.example")
+
+
 def test_keys_take_the_place_of_host_and_origin() -> None:
     guard = Guard(ApiOptions(api_keys=("k",)))
     assert passes(guard, host="any.example", origin="https://evil.example", authorization="Bearer k")

@@ -6,6 +6,7 @@ import json
 import os
 from typing import Any
 
+import msgspec
 import pytest
 
 from penstock.api.problems import FIELD_CODES, ApiError
@@ -379,3 +380,48 @@ def test_traceparent(header: bytes | None, taken: bool) -> None:
     found = traceparent_of(header)
     assert (found is not None) is taken
     assert parse(b'{"task": "a"}', traceparent=found).options.traceparent == found
+
+
+#: Each of these turns a plain body into one that is looked at in full.
+BEYOND_PLAIN: dict[str, Any] = {
+    "type": "ai",
+    "queue": "q",
+    "run_at": LATER,
+    "delay": 5,
+    "max_attempts": 2,
+    "backoff": 2,
+    "timeout": 5,
+    "expires_at": LATER,
+    "expires_in": 5,
+    "tags": ["x"],
+    "metadata": {"a": 1},
+    "retention": 5,
+    "unique_key": "k",
+    "unique": {"key": "k"},
+    "idempotency_key": "k",
+}
+
+
+def test_every_field_is_plain_or_looked_at_in_full() -> None:
+    assert {*SubmissionParser().decoder.names} == {"task", "input", "priority", *BEYOND_PLAIN}
+
+
+@pytest.mark.parametrize("name", BEYOND_PLAIN)
+def test_no_field_is_lost_on_the_short_way(name: str) -> None:
+    plain, full = job(), job(**{name: BEYOND_PLAIN[name]})
+    assert msgspec.structs.replace(full, id=plain.id) != plain
+
+
+@pytest.mark.parametrize("body", [{}, {"input": None}, {"input": {"a": [1.5, "ü"]}}, {"priority": "critical"}])
+@pytest.mark.parametrize("tasks", [{}, {"echo": TaskInfo(name="echo")}, {"echo": TaskInfo(name="echo", queue="mail")}])
+def test_the_short_way_leads_to_the_same_job(body: dict[str, Any], tasks: dict[str, TaskInfo]) -> None:
+    text = json.dumps({"task": "echo", **body})
+    # What a retention says is all that the two differ in.
+    long = json.dumps({"task": "echo", **body, "retention": 5})
+    short_way, long_way = (parse(one.encode(), tasks=tasks) for one in (text, long))
+    assert short_way == msgspec.structs.replace(long_way, id=short_way.id, retention_ms=None)
+
+
+@pytest.mark.parametrize("task", ["", "a\nb", "x" * 129, "@task"])
+def test_a_bad_name_is_named_on_the_short_way_too(task: str) -> None:
+    assert wrong_fields(task=task) == wrong_fields(task=task, retention=5)

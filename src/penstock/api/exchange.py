@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import secrets
 import time
 from collections.abc import Mapping
 
+import msgspec
 from litestar.types import HTTPScope, Receive
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """Answer a request; ``headers`` come besides type and length."""
 
     status: int

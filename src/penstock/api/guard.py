@@ -34,6 +34,8 @@ class Guard:
         self._allowed_hosts = frozenset(name.lower() for name in options.allowed_hosts)
         self._loopback_only = options.checks_loopback and (is_loopback(options.host) or not options.insecure)
         self._checks_origin = options.checks_loopback
+        #: The last ``Host`` that was let in: most requests come by one name.
+        self._known_host: bytes | None = None
 
     def check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
         """Refuse a request that may not come in.
@@ -61,8 +63,12 @@ class Guard:
     def _check_host(self, headers: Mapping[bytes, bytes]) -> None:
         if not self._loopback_only and not self._allowed_hosts:
             return
-        name = host_name(headers.get(b"host", b"").decode("latin-1"))
+        host = headers.get(b"host", b"")
+        if host == self._known_host:
+            return
+        name = host_name(host.decode("latin-1"))
         if name in self._allowed_hosts or (self._checks_origin and is_loopback(name)):
+            self._known_host = host
             return
         detail = (
             "without keys only loopback names such as localhost are served"

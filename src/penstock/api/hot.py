@@ -195,24 +195,21 @@ class HotRoutes:
             if jobs:
                 await services.refuse_when_nearly_full()
                 answers = await services.store.submit(jobs)
-                services.note_submit(next((answer for answer in answers if isinstance(answer, StoreFull)), None))
+                services.note_submit()
         except StoreError as error:
             services.note_submit(error)
             answers = [error] * len(jobs)
-        remaining = iter(zip(jobs, answers, strict=True))
-        items: list[BatchItem] = []
-        for index, item in enumerate(parsed, start):
-            if isinstance(item, ApiError):
-                items.append(BatchItem(index=index, error=item.item()))
-                continue
-            job, answer = next(remaining)
-            if isinstance(answer, Submitted):
-                items.append(self._taken(index, answer))
-            else:
-                items.append(BatchItem(index=index, error=_problem_of(answer, job).item()))
-        return items
+        replies = iter(answers)
+        return [
+            BatchItem(index=index, error=item.item())
+            if isinstance(item, ApiError)
+            else self._item(index, item, next(replies))
+            for index, item in enumerate(parsed, start)
+        ]
 
-    def _taken(self, index: int, answer: Submitted) -> BatchItem:
+    def _item(self, index: int, job: NewJob, answer: Submitted | Exception) -> BatchItem:
+        if not isinstance(answer, Submitted):
+            return BatchItem(index=index, error=_problem_of(answer, job).item())
         if answer.replayed:
             self._services.metrics.replayed()
         elif not answer.existing:

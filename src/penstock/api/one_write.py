@@ -35,6 +35,10 @@ class _Gathering:
             self._held.clear()
             self._held_bytes = 0
 
+    def is_closing(self) -> bool:
+        """Tell whether it is closed; asked for each answer, so that it does not take the long way of the rest."""
+        return self._transport.is_closing()
+
     def close(self) -> None:
         """Send what is held, then close."""
         self._flush()

@@ -145,6 +145,8 @@ class RedisJobs:
         return await self._submit(jobs)
 
     async def _submit(self, jobs: Sequence[NewJob]) -> list[Submitted | Exception]:
+        if self.partitions == 1:
+            return _raise_store_errors(await self._submits[0].add(jobs))
         return _raise_store_errors(
             await self._spread(jobs, lambda job: job.id, lambda partition, part: self._submits[partition].add(part))
         )
@@ -495,11 +497,11 @@ def _pack_items(
     return (pack(good) if good else None), errors
 
 
-def _raise_store_errors(answers: Sequence[Any]) -> list[Any]:
+def _raise_store_errors(answers: list[Any]) -> list[Any]:
     """Raise when the whole call failed; errors of single items stay in their places."""
     for answer in answers:
         if isinstance(answer, Exception) and not isinstance(
             answer, ItemError | KeyHeld | KeyReused | QueueFull | UnicodeError | OverflowError
         ):
             raise answer
-    return list(answers)
+    return answers
