@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import contextvars
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import structlog
-
-from penstock.core import events
 from penstock.core.limits import Limits
-from penstock.core.outcome import Cancelled, Outcome, Released, Succeeded
+from penstock.core.outcome import Cancelled, Outcome, Released
 from penstock.core.output import OutputKind
 from penstock.handlers.context import Context, deadline_of
-from penstock.handlers.registry import Executor, Registry
+from penstock.handlers.registry import Registry
 from penstock.worker import outcomes
 from penstock.worker.active import ActiveJob, StopCause
 from penstock.worker.child import PROGRESS, ChildJob, run_in_child
 from penstock.worker.output import AttemptOutput, OutputWriter
 from penstock.worker.pool import STOP_GRACE_S, ChildDied, ChildStopped, ChildTimedOut, ProcessPool
-from penstock.worker.threads import Threads
 
 
 class Attempts(Protocol):
@@ -46,6 +39,9 @@ class JobExecutor(Protocol):
 
     def begin(self, job: ActiveJob, text: bytes, attempts: Attempts) -> None:
         """Run a job from the loop's next turn on."""
+
+    def withdraw(self) -> None:
+        """Hand back the jobs that wait for their turn here."""
 
     def abandon(self) -> None:
         """Cancel what still runs, as far as it can be."""
@@ -124,6 +120,9 @@ class LoopExecutor:
         job.handler = handler = self._loop.create_task(self._run(job, text, attempts))
         self._running.add(handler)
 
+    def withdraw(self) -> None:
+        """See ``JobExecutor.withdraw``: none waits here."""
+
     def abandon(self) -> None:
         """See ``JobExecutor.abandon``."""
         for handler in self._running:
@@ -200,121 +199,6 @@ class _LoopClock:
         self._timer = self._loop.call_later(STOP_GRACE_S, self._attempts.detach, self._job, self._handler, self.outcome)
 
 
-class ThreadExecutor:
-    """Run plain functions on threads; none can be stopped, so its timeout ends the attempt and not the thread."""
-
-    def __init__(self, handlers: Handlers, threads: Threads) -> None:
-        self._handlers = handlers
-        self._threads = threads
-        self._loop = asyncio.get_running_loop()
-        self._log: Any = structlog.get_logger("penstock.worker")
-        #: Threads whose attempt has ended without them.
-        self.stuck = 0
-        self._returned: deque[tuple[_ThreadRun, Outcome]] = deque()
-        self._called = False
-
-    def begin(self, job: ActiveJob, text: bytes, attempts: Attempts) -> None:
-        """See ``JobExecutor.begin``."""
-        attempts.mark_started(job)
-        run = _ThreadRun(self, job, attempts)
-        call = contextvars.copy_context().run
-
-        def work() -> None:
-            self._hand_back(run, call(self._call, job, text))
-
-        self._threads.begin(work)
-
-    def abandon(self) -> None:
-        """See ``JobExecutor.abandon``: a thread cannot be cancelled."""
-
-    def _call(self, job: ActiveJob, text: bytes) -> Outcome:
-        limits = self._handlers.limits
-        try:
-            value = job.task.function(**self._handlers.arguments(job, text))
-        except BaseException as error:  # noqa: BLE001 - a handler may raise anything, also sys.exit()
-            return outcomes.raised(error, limit=limits.error_bytes)
-        return outcomes.succeeded(value, limit=limits.result_bytes)
-
-    def _hand_back(self, run: _ThreadRun, outcome: Outcome) -> None:
-        """Give an outcome to the loop, from a thread; one call of the loop takes all that have come."""
-        self._returned.append((run, outcome))
-        if not self._called:
-            self._called = True
-            # Without its loop the worker is gone; its lease has gone back or will lapse.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._take_back)
-
-    def _take_back(self) -> None:
-        # First: what a thread adds while this runs is either taken below, or calls again.
-        self._called = False
-        while self._returned:
-            run, outcome = self._returned.popleft()
-            run.returned(outcome)
-
-    def tell(self, event: str, message: str, job: ActiveJob) -> None:
-        """Log about a thread."""
-        self._log.warning(
-            event, message=message, job_id=job.claimed.token.job_id, task=job.claimed.task, stuck_threads=self.stuck
-        )
-
-
-class _ThreadRun:
-    """Be one attempt on a thread, as the loop sees it."""
-
-    __slots__ = ("_attempts", "_ended", "_executor", "_give_back", "_job", "_timer")
-
-    def __init__(self, executor: ThreadExecutor, job: ActiveJob, attempts: Attempts) -> None:
-        self._executor = executor
-        self._job = job
-        self._attempts = attempts
-        self._ended = False
-        self._give_back: Callable[[], None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        job.stopper = self._interrupt
-        if job.policy.timeout_ms is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(job.policy.timeout_ms / 1000, self._time_out)
-
-    def returned(self, outcome: Outcome) -> None:
-        """Take what the thread made."""
-        job = self._job
-        if not self._ended:
-            if job.cause is StopCause.CANCEL and job.flag.seen and isinstance(outcome, Succeeded):
-                outcome = Cancelled()
-            self._end(outcome)
-            return
-        self._executor.stuck -= 1
-        job.place.mark_stuck(-1)
-        message = "A thread returned after its attempt had ended; its slot is free."
-        self._executor.tell(events.THREAD_RETURNED, message, job)
-        if self._give_back is not None:
-            self._give_back()
-
-    def _end(self, outcome: Outcome | None) -> None:
-        self._ended = True
-        self._job.stopper = None
-        if self._timer is not None:
-            self._timer.cancel()
-        self._attempts.end(self._job, outcome)
-
-    def _time_out(self) -> None:
-        # Not job.stop(): a cancel that came before would hide the timeout, and the handler is told through the flag.
-        self._job.flag.requested = True
-        self._interrupt(self._job, StopCause.TIMEOUT)
-
-    def _interrupt(self, job: ActiveJob, cause: StopCause) -> None:
-        # A cancel waits for the function: it sees ctx.cancelled and may end in order.
-        if cause is StopCause.CANCEL or self._ended:
-            return
-        self._executor.stuck += 1
-        job.place.mark_stuck(1)
-        self._give_back = job.keep_slot()
-        self._end(outcome_of_stop(cause, job))
-        if cause is StopCause.TIMEOUT:
-            message = "A thread outlived its timeout; its slot stays taken until it returns."
-            self._executor.tell(events.THREAD_STUCK, message, job)
-
-
 class ProcessExecutor:
     """Run functions in child processes; a cancel and the timeout tell the function, and kill a child that goes on."""
 
@@ -329,6 +213,9 @@ class ProcessExecutor:
         running = self._loop.create_task(self._run(job, text, attempts))
         self._running.add(running)
         running.add_done_callback(self._running.discard)
+
+    def withdraw(self) -> None:
+        """See ``JobExecutor.withdraw``: none waits here."""
 
     def abandon(self) -> None:
         """See ``JobExecutor.abandon``."""
@@ -402,12 +289,3 @@ class ProcessExecutor:
                 output.add(OutputKind(what), value)
 
         return told
-
-
-def make_executors(handlers: Handlers, threads: Threads, pool: ProcessPool) -> dict[Executor, JobExecutor]:
-    """Return the three executors by name."""
-    return {
-        "async": LoopExecutor(handlers),
-        "thread": ThreadExecutor(handlers, threads),
-        "process": ProcessExecutor(handlers, pool),
-    }

@@ -83,6 +83,11 @@ class Runner:
             self._idle = self._loop.create_future()
             await self._idle
 
+    def withdraw(self) -> None:
+        """Hand back the jobs that wait for their turn."""
+        for executor in self._executors.values():
+            executor.withdraw()
+
     def abandon(self) -> None:
         """Cancel what still runs; its leases go back when the worker leaves."""
         self._abandoned = True

@@ -30,7 +30,7 @@ from penstock.store.upkeep import Upkeep
 from penstock.worker.active import ActiveJob, Place, StopCause
 from penstock.worker.child import start_child
 from penstock.worker.decide import Policy, policy_of
-from penstock.worker.executors import Handlers, make_executors
+from penstock.worker.executors import Handlers, JobExecutor, LoopExecutor, ProcessExecutor
 from penstock.worker.fetcher import Fetcher
 from penstock.worker.lease_table import LeaseWriter
 from penstock.worker.leases import Held, LeaseKeeper, LeaseTask, LeaseThread, StoreFactory
@@ -41,6 +41,7 @@ from penstock.worker.pool import STOP_GRACE_S, ProcessPool
 from penstock.worker.runner import Runner
 from penstock.worker.settler import Settler
 from penstock.worker.slots import Slots
+from penstock.worker.thread_executor import ThreadExecutor
 from penstock.worker.threads import Threads
 
 #: How long handlers that are cancelled at the end of the drain get to clean up.
@@ -81,7 +82,7 @@ class Worker:
         self._held = Held(writer)
         self._registry = Registry()
         self._modules: list[ModuleType] = []
-        self._threads = Threads()
+        self._threads = Threads(options.threads)
         self._pool = ProcessPool(options.pool_processes)
         self._started_at_ms = time.time_ns() // 1_000_000
         self._announced_s: float | None = None
@@ -167,6 +168,7 @@ class Worker:
                 )
                 self._fetcher.stop()
                 await fetch_task
+                self._runner.withdraw()
                 await self._drain()
             finally:
                 fetch_task.cancel()
@@ -239,7 +241,12 @@ class Worker:
         if self._writer is not None:
             self._writer.begin(nonce)
         handlers = Handlers(self._registry, resources, options.limits, OutputWriter(self._store))
-        executors = make_executors(handlers, self._threads, self._pool)
+        set_ahead = functools.partial(self._slots.set_ahead, "thread")
+        executors: dict[Executor, JobExecutor] = {
+            "async": LoopExecutor(handlers),
+            "thread": ThreadExecutor(handlers, self._threads, set_ahead),
+            "process": ProcessExecutor(handlers, self._pool),
+        }
         self._runner = Runner(
             self._store,
             self._held,

@@ -15,7 +15,8 @@ class Slots:
 
     Of several ``queues`` none takes all slots of an executor: an eighth, rounded down, is for the others, so that a
     thousand slow jobs of one leave a way for the next. ``queue_slots`` says otherwise for single queues.
-    ``on_freed`` is called when what was full has room again.
+    ``on_freed`` is called when what was full has room again. Where jobs are short, some more than there are slots may
+    be taken ``ahead``; there is room for such once half of them are used up, so that they come together.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Slots:
         self._sizes = dict(sizes)
         self._free = dict(sizes)
         self._stuck = dict.fromkeys(sizes, 0)
+        self._ahead = dict.fromkeys(sizes, 0)
         self._queues = tuple(queues)
         #: What each queue may yet take of each executor, where that can be less than what is free.
         self._room: dict[tuple[Executor, str], int] = {}
@@ -42,7 +44,19 @@ class Slots:
 
     def free(self, executor: Executor) -> int:
         """Return how many jobs may start on an executor."""
-        return 0 if self._most is not None and self.taken >= self._most else self._free[executor]
+        if self._most is not None and self.taken >= self._most:
+            return 0
+        ahead = self._ahead[executor]
+        free = self._free[executor] + ahead
+        return free if free > ahead // 2 else 0
+
+    def set_ahead(self, executor: Executor, jobs: int) -> None:
+        """Let so many more jobs be taken than there are slots."""
+        if self._ahead[executor] != jobs and self._most is None:
+            was_full = self.free(executor) <= 0
+            self._ahead[executor] = jobs
+            if was_full and self.free(executor) > 0:
+                self.on_freed()
 
     def room(self, executor: Executor, queue: str) -> int:
         """Return how many jobs of a queue may start on an executor."""
@@ -61,7 +75,7 @@ class Slots:
     @property
     def taken(self) -> int:
         """Return how many slots are taken, stuck threads among them."""
-        return sum(self._sizes.values()) - sum(self._free.values())
+        return sum(self._sizes.values()) - sum(max(0, free) for free in self._free.values())
 
     @property
     def full(self) -> bool:
@@ -88,9 +102,7 @@ class Slots:
         self._stuck[executor] += change
 
     def take(self, executor: Executor, queue: str) -> None:
-        """Take a slot."""
-        if self.free(executor) <= 0:
-            raise RuntimeError(f"no free slot for the executor {executor!r}")
+        """Take a slot, also above what is free by now: a claim that was under way brings what was free before."""
         self._free[executor] -= 1
         if (executor, queue) in self._room:
             self._room[executor, queue] -= 1
@@ -98,7 +110,8 @@ class Slots:
     def give_back(self, executor: Executor, queue: str) -> None:
         """Give a slot back that was taken."""
         self._free[executor] += 1
-        has_room = self._free[executor] == 1
+        ahead = self._ahead[executor]
+        has_room = self._free[executor] + ahead == ahead // 2 + 1
         if (executor, queue) in self._room:
             self._room[executor, queue] += 1
             has_room = has_room or self._room[executor, queue] == 1

@@ -13,21 +13,30 @@ class Threads:
     The pool of ``concurrent.futures`` waits for its threads when the interpreter ends, which would hang a drain.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        """Start at most ``size`` threads."""
+        self._size = size
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._idle = 0
+        #: Work that found no idle thread.
+        self._waiting = 0
         self._started = 0
 
-    def begin(self, work: Callable[[], None]) -> None:
-        """Run ``work`` on a thread; it must not raise. The caller bounds how much runs at once."""
+    def begin(self, work: Callable[[], None]) -> bool:
+        """Run ``work`` on a thread; it must not raise. Tell whether one is free for it; else it waits for the next."""
         with self._lock:
+            is_free = True
             if self._idle > 0:
                 self._idle -= 1
-            else:
+            elif self._started < self._size:
                 self._started += 1
                 threading.Thread(target=self._run, name=f"penstock-thread-{self._started}", daemon=True).start()
+            else:
+                self._waiting += 1
+                is_free = False
         self._work.put(work)
+        return is_free
 
     def close(self) -> None:
         """Let idle threads end; busy ones end after their work."""
@@ -40,4 +49,8 @@ class Threads:
             work()
             del work
             with self._lock:
-                self._idle += 1
+                if self._waiting:
+                    # It takes up what waits, and is not idle.
+                    self._waiting -= 1
+                else:
+                    self._idle += 1
