@@ -10,11 +10,12 @@ import httpx
 import msgspec
 
 from penstock.api.hot import hot_routes
+from penstock.api.job_bodies import SubmitBody
 from penstock.api.openapi import document, document_text
 from penstock.api.options import ApiOptions
 from penstock.api.problems import FIELD_CODES, KINDS
 from penstock.api.services import Services
-from penstock.api.submission import SubmissionParser, SubmitBody
+from penstock.api.submission import SubmissionParser
 from penstock.config import SETTINGS
 from penstock.core.states import State
 from penstock.observability.metrics import METRICS

@@ -20,6 +20,7 @@ from litestar.openapi import OpenAPIConfig
 import penstock
 from penstock.api.bodies import NDJSON
 from penstock.api.guard import is_open
+from penstock.api.job_bodies import BackoffBody, SubmitBody, UniqueBody
 from penstock.api.output_views import LogPage, ProgressEvent, StreamEvent
 from penstock.api.problems import (
     FOREIGN_ORIGIN,
@@ -38,7 +39,6 @@ from penstock.api.routes.common import PROBLEMS, QUERY
 from penstock.api.routes.dead_letters import DeadLetterSelection
 from penstock.api.routes.output import LAST_ID
 from penstock.api.scheduling import ScheduleBody, ScheduledJobBody
-from penstock.api.submission import BackoffBody, SubmitBody, UniqueBody
 from penstock.api.views import (
     Accepted,
     BatchAnswer,

@@ -3,54 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, field
 
 from penstock.api.fields import Checker
+from penstock.api.job_bodies import JobFields, SubmitBody
 from penstock.api.problems import ApiError, field_error, invalid
 from penstock.api.strict import BodyDecoder, check_nesting
-from penstock.api.submission import BackoffBody, Submission, SubmitBody, new_job
+from penstock.api.submission import Submission, new_job
 from penstock.core.cron import Timing, check_cron, check_timezone
 from penstock.core.errors import FieldError
 from penstock.core.limits import RUN_AT_HORIZON_MS, SCHEDULE_INPUT_BYTES, SHORTEST_INTERVAL_MS
 from penstock.core.schedule import Missed, Overlap, Schedule, ScheduledJob, first_tick, name_problem
-from penstock.core.states import Priority
 
 
-class ScheduledJobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ScheduledJobBody(JobFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Describe the job that each tick submits, in the words of a submit."""
 
-    task: Annotated[str, Meta(description="Name of what runs. At most 128 characters; must not start with `@`.")]
     input: Annotated[msgspec.Raw, Meta(description="Any JSON value, kept byte for byte; at most 64 KiB.")] = field(
         default_factory=msgspec.Raw
     )
-    type: Annotated[str, Meta(description="Family of task: `task` or `ai`.")] = "task"
     queue: Annotated[
         str | None,
         Meta(description="Where the jobs wait. Default: what the task says when the schedule is put, else `default`."),
     ] = None
-    priority: Annotated[
-        Priority, Meta(description="`critical` jobs go first; `high`, `normal` and `low` share the workers 16 : 4 : 1.")
-    ] = Priority.NORMAL
-    max_attempts: Annotated[int | None, Meta(description="1 to 1,000 tries, the first included. Default 3.")] = None
-    backoff: Annotated[
-        float | str | BackoffBody | None,
-        Meta(description="Wait before a retry: the base as a duration, or all of it as an object."),
-    ] = None
-    timeout: Annotated[float | str | None, Meta(description="How long one attempt may run. Default: no limit.")] = None
     expires_in: Annotated[
         float | str | None,
         Meta(description="Give up when the job has not started so long after the tick's planned time."),
-    ] = None
-    tags: Annotated[tuple[str, ...], Meta(description="Up to 32 names to find the jobs by.")] = ()
-    metadata: Annotated[
-        dict[str, Any], Meta(description="An object of yours, at most 16 KiB, kept with each job.")
-    ] = {}
-    retention: Annotated[
-        float | str | None,
-        Meta(description="How long each job is kept once final. Default: 24 h; failed 30 days."),
     ] = None
 
 
@@ -89,7 +70,7 @@ class ScheduleBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = Overlap.ALLOW
 
 
-_JOB_FIELDS = tuple(name for name in ScheduledJobBody.__struct_fields__)
+_JOB_FIELDS = ScheduledJobBody.__struct_fields__
 _HINTS: Mapping[str, str] = {
     **{name: f"'job.{name}'" for name in _JOB_FIELDS},
     **dict.fromkeys(("crontab", "schedule", "expression"), "'cron'"),

@@ -11,6 +11,7 @@ from litestar import post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 
+from penstock.api.job_bodies import SubmitBody
 from penstock.api.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
@@ -25,7 +26,6 @@ from penstock.api.problems import (
 )
 from penstock.api.query import wait_parameter
 from penstock.api.routes.common import PROBLEMS, QUERY
-from penstock.api.submission import SubmitBody
 from penstock.api.views import Accepted, BatchAnswer, JobView
 from penstock.core.limits import Limits
 
