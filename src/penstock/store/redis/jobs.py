@@ -64,6 +64,8 @@ _ENTRY_BYTES = 100
 _NO_BOUNDS = pack({})
 #: Full calls of submits that are away at once: the server runs one while the next is packed and the last one is read.
 _SUBMITS_AHEAD = 3
+#: Calls of one reap at most; each looks at 1,000 workers and more, and the next reap goes on where it ended.
+_REAP_CALLS = 20
 
 
 class RedisJobs:
@@ -417,15 +419,15 @@ class RedisJobs:
         """See ``JobStore.reap``."""
         max_lost = self._connection.options.limits.max_lost
         answers: list[tuple[bytes, bytes]] = []
-        more = 1
-        while more:
+        for _ in range(_REAP_CALLS):
             # One call looks at so many workers; a dead one may come after many that have renewed.
             left = limit - len(answers)
             more, part = await self._connection.script(
                 "reap", partition, left, max_lost, TaskDefaults().lease_ms, *self._retention
             )
             answers += part
-            more = more and len(answers) < limit
+            if not more or len(answers) >= limit:
+                break
 
         def chosen(state: State) -> tuple[JobId, ...]:
             return tuple(JobId(job_id.decode()) for job_id, status in answers if STATES[status] is state)
