@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from binascii import crc_hqx
+from collections.abc import Collection
 
 from penstock.core.ids import partition_tag
 
@@ -120,10 +121,12 @@ class PartitionKeys:
         return self.prefix + KINDS[kind].pattern.format(*arguments)
 
 
-def lua_prelude() -> str:
-    """Return Lua that defines ``K.<kind>(...)`` for each kind of key, relative to ``KEYS[1]`` (meta)."""
+def lua_prelude(named: Collection[str]) -> str:
+    """Return Lua that defines ``K.<kind>(...)`` for the named kinds of keys, relative to ``KEYS[1]`` (meta)."""
     lines = [f"local P = string.sub(KEYS[1], 1, -{len(KINDS['meta'].pattern) + 1})", "local K = {}"]
     for name, kind in KINDS.items():
+        if name not in named:
+            continue
         if kind.arity == 0:
             # A key without arguments is a plain string: one concatenation per call of the script.
             lines.append(f"K.{name} = P .. '{kind.pattern}'")

@@ -112,7 +112,10 @@ def load_scripts(*, replaced_libraries: Mapping[str, str] | None = None) -> dict
             used = [libraries[library.strip()] for library in header["Uses"].split(",")]
         except KeyError as missing:
             raise ScriptError(f"{name}.lua: no library {missing}") from None
-        text = "\n".join([shebang, lua_prelude(), SIGNAL, *used, source])
+        body = [SIGNAL, *used, source]
+        # Only the keys that the script names: each builder is made anew at every call.
+        named = set(re.findall(r"\bK\.(\w+)", "\n".join(body)))
+        text = "\n".join([shebang, lua_prelude(named), *body])
         scripts[name] = Script(
             name=name,
             text=text,
