@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +23,7 @@ from penstock.core.errors import StoreUnavailable
 from penstock.core.ids import JobId, WorkerName
 from penstock.core.job import ClaimedJob, ClaimRequest, Settle, Verb
 from penstock.store import Store
+from tests.waiting import until
 
 WORKER = WorkerName("test-worker")
 
@@ -175,10 +175,13 @@ def free_port() -> int:
         return port
 
 
-def eventually_ok(url: str, path: str, *, seconds: float = 20) -> httpx.Response:
-    """Ask until the answer is 200; each question takes as long as the server needs for it."""
-    end = time.monotonic() + seconds
-    while True:
+def eventually_ok(url: str, path: str) -> httpx.Response:
+    """Ask until the answer is 200, and return it; each question takes as long as the server needs for it."""
+
+    def ok() -> httpx.Response | None:
         response = httpx.get(url + path, timeout=5)
-        if response.status_code == 200 or time.monotonic() > end:
-            return response
+        return response if response.status_code == 200 else None
+
+    response = until(ok, f"200 at {path}")
+    assert response is not None
+    return response

@@ -20,6 +20,7 @@ from penstock.core.states import Reason
 from penstock.store import Store, StoreOptions, connect
 from penstock.store.memory import MemoryStore
 from tests.integration.api_support import WORKER, Work, app_of, client_of
+from tests.waiting import until_async
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -218,8 +219,11 @@ async def test_waits_end_when_the_server_stops(client: httpx.AsyncClient, app: F
         asyncio.create_task(client.get(f"/jobs/{job_id}?wait=60")),
         asyncio.create_task(client.post("/submit?wait=60", json={"task": "echo"})),
     ]
-    while len((await client.get("/jobs")).json()["items"]) < 2:
-        pass
+
+    async def both_are_there() -> bool:
+        return len((await client.get("/jobs")).json()["items"]) == 2
+
+    await until_async(both_are_there, "a second job")
     app.services.stopping.set()
     answers = await asyncio.wait_for(asyncio.gather(*waits), 10)
     assert [answer.status_code for answer in answers] == [200, 202]

@@ -18,6 +18,7 @@ from penstock.api.options import ApiOptions
 from penstock.api.server import bind
 from penstock.core.errors import ConfigError
 from tests.integration.api_support import Process, api_process, eventually_ok, free_port, valkey_process
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -129,8 +130,7 @@ def test_a_client_that_hangs_up_ends_its_wait(api: Process) -> None:
         body = b'{"task": "echo"}'
         head = "POST /submit?wait=60 HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         submitting.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        while len(httpx.get(f"{api.url}/jobs").json()["items"]) < 2:
-            pass
+        until(lambda: len(httpx.get(f"{api.url}/jobs").json()["items"]) == 2, "a second job")
     assert httpx.get(f"{api.url}/health/live").status_code == 200
     started = time.monotonic()
     assert api.stop() == 0

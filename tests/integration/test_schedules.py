@@ -43,6 +43,7 @@ from tests.integration.api_support import api_process
 from tests.integration.store_support import store_at
 from tests.integration.test_worker_supervisor import WorkerProcess
 from tests.integration.worker_support import finished, memory_store, working
+from tests.waiting import Fifo, until_async
 
 TASKS = "tests.integration.schedule_tasks"
 EVERY_SECOND = Timing(every_ms=1_000)
@@ -61,42 +62,21 @@ async def store(valkey_url: str, namespace: str) -> AsyncIterator[Store]:
     await opened.close()
 
 
-class Lines:
-    """Read what handlers tell a FIFO."""
-
-    def __init__(self, path: Path) -> None:
-        os.mkfifo(path)
-        self.path = path
-        # Open for writing too, so that it never ends.
-        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
-        self._came = asyncio.Event()
-        self._text = b""
-        asyncio.get_running_loop().add_reader(self._fd, self._read)
-
-    def _read(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._text += os.read(self._fd, 65_536)
-        self._came.set()
+class Lines(Fifo):
+    """Read what handlers tell of their ticks."""
 
     def ticks(self) -> set[int]:
         """Return the planned times that were told."""
-        return {int(line.split()[-1]) for line in self._text.decode().splitlines(keepends=True) if line.endswith("\n")}
+        return {int(line.split()[-1]) for line in self.lines()}
 
-    async def until(self, count: int) -> set[int]:
+    async def until_ticks(self, count: int) -> set[int]:
         """Return once so many different ticks were told."""
-        async with asyncio.timeout(PATIENCE_S):
-            while len(self.ticks()) < count:
-                self._came.clear()
-                await self._came.wait()
+        await self.until(lambda _: len(self.ticks()) >= count, f"{count} ticks")
         return self.ticks()
-
-    def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._fd)
-        os.close(self._fd)
 
 
 @pytest.fixture
-async def lines(tmp_path: Path) -> AsyncIterator[Lines]:
+def lines(tmp_path: Path) -> Iterator[Lines]:
     opened = Lines(tmp_path / "ticks")
     yield opened
     opened.close()
@@ -139,11 +119,11 @@ async def test_no_tick_twice_and_none_missed_while_processes_die(
         body = {"every": 1, "missed": "all", "job": {"task": "tell", "input": {"path": str(lines.path)}}}
         async with httpx.AsyncClient(base_url=api.url, timeout=30) as client:
             assert (await client.put("/schedules/each second", json=body)).status_code == 201
-            await lines.until(3)
+            await lines.until_ticks(3)
             os.killpg(first.process.pid, signal.SIGKILL)
-            await lines.until(6)
+            await lines.until_ticks(6)
         api.process.kill()
-        await lines.until(9)
+        await lines.until_ticks(9)
         record = await store.pause_schedule("each second")
         assert record is not None
         planned = await all_planned(store)
@@ -152,7 +132,7 @@ async def test_no_tick_twice_and_none_missed_while_processes_die(
         assert planned[0] <= record.created_at_ms + 1_000
         assert (record.fired, record.missed, record.skipped) == (len(planned), 0, 0)
         # Each was run, also those that the killed worker held.
-        assert await lines.until(len(planned)) == set(planned)
+        assert await lines.until_ticks(len(planned)) == set(planned)
 
 
 @pytest.mark.parametrize("partitions", [1, 16])
@@ -167,12 +147,12 @@ async def test_many_loops_at_once(valkey_url: str, namespace: str, partitions: i
             await stores[0].put_schedule(schedule_of(name, EVERY_SECOND, "echo", 1, missed=Missed.ALL))
         tickers = [Ticker(store, partitions) for store in stores]
         running = [asyncio.create_task(ticker.run()) for ticker in tickers]
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                queues = await stores[0].queues()
-                if queues and sum(queues[0].depth.values()) >= 60:
-                    break
-                await asyncio.wait(running, timeout=0.05)
+
+        async def waiting() -> bool:
+            queues = await stores[0].queues()
+            return bool(queues) and sum(queues[0].depth.values()) >= 60
+
+        await until_async(waiting, "sixty jobs", seconds=PATIENCE_S)
         for name in names:
             await stores[0].pause_schedule(name)
         for ticker in tickers:
@@ -213,7 +193,7 @@ async def test_a_worker_starts_a_tick_and_shows_it_to_the_handler(store: Store, 
         await store.put_schedule(
             schedule_of("from a process", timing, "tell_from_a_process", {"path": str(lines.path)})
         )
-        assert await lines.until(1) == {due_ms}
+        assert await lines.until_ticks(1) == {due_ms}
         record = await finished(store, job_id_of_tick("from a process", due_ms))
     assert record.started_at_ms is not None
     assert record.started_at_ms >= due_ms
@@ -348,9 +328,13 @@ class TestLoop:
         ticker = Ticker(store, 1)  # type: ignore[arg-type]
         with structlog.testing.capture_logs() as logs:
             running = asyncio.create_task(ticker.run())
-            while not running.done():
+
+            def ended() -> bool:
+                # Whenever it waits it is woken.
                 ticker.nudge()
-                await asyncio.wait({running}, timeout=0.01)
+                return running.done()
+
+            await until_async(ended, "the end of the ticker")
         assert [line["event"] for line in logs] == [events.STORE_LOST, events.STORE_BACK]
 
     async def test_a_part_that_is_away_does_not_hold_up_the_rest(self) -> None:

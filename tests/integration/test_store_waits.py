@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ from tests.integration.store_support import (
     store_at,
     submit,
 )
+from tests.waiting import until_async
 
 LONG_MS = 20_000
 
@@ -41,19 +42,13 @@ def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiter_module, "_RETRY_S", 0.02)
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(20):
-        while not await condition():
-            pass  # each look is a round trip to the server
-
-
 async def blocked(store: RedisStore, count: int) -> None:
     """Wait until the server counts this many blocked clients."""
 
     async def enough() -> bool:
         return (await store.connection.command("INFO", "clients"))["blocked_clients"] >= count  # type: ignore[no-any-return]
 
-    await until(enough)
+    await until_async(enough, f"{count} blocked clients")
 
 
 class TestMarkers:
@@ -170,8 +165,7 @@ class TestFinal:
         async with store_at(valkey_url, namespace, partitions=8) as store, asyncio.timeout(30):
             ids = [await submit(store, home=home % 8) for home in range(1_000)]
             waits = [asyncio.create_task(store.wait_final(job_id, timeout_ms=LONG_MS)) for job_id in ids]
-            while len(store._waiting) < len(ids):
-                await store.ping()
+            await until_async(lambda: len(store._waiting) == len(ids), "that all wait")
             await store.cancel(ids)
             assert set(await asyncio.gather(*waits)) == {State.CANCELLED}
             assert store._waiting == {}
@@ -232,7 +226,7 @@ class TestUpkeep:
                 await upkeep.run_once()
                 return await store.get(old) is None
 
-            await until(gone)
+            await until_async(gone, "that the old job is pruned")
 
     async def test_what_a_round_leaves_over_is_done_at_once(
         self, valkey_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
@@ -243,8 +237,11 @@ class TestUpkeep:
             ids = [await submit(store, retention_ms=1) for _ in range(12)]
             await store.cancel(ids)
             last = await store.now_ms()
-            while await store.now_ms() <= last + 1:
-                await store.ping()
+
+            async def later() -> bool:
+                return await store.now_ms() > last + 1
+
+            await until_async(later, "that the server's clock goes on")
             upkeep = Upkeep(store)
             assert [await upkeep.run_once() == 0 for _ in range(3)] == [True, True, False]
 
@@ -254,12 +251,7 @@ class TestUpkeep:
             upkeep = Upkeep(store)
             running = asyncio.create_task(upkeep.run())
             await asyncio.to_thread(server.kill)
-
-            async def noticed() -> bool:
-                await asyncio.sleep(0)
-                return upkeep._away
-
-            await until(noticed)
+            await until_async(lambda: upkeep._away, "that the outage is noticed")
             await asyncio.to_thread(server.start)
             job_id = await submit(other, delay_ms=5)
 
@@ -267,6 +259,6 @@ class TestUpkeep:
                 record = await other.get(job_id)
                 return record is not None and record.state is State.QUEUED
 
-            await until(queued)
+            await until_async(queued, "that the job is promoted")
             upkeep.stop()
             await running
