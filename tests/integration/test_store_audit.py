@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -79,7 +80,7 @@ class Scene:
     async def take(self, kind: str, *arguments: str, member: str) -> None:
         await self.run("ZREM", self.keys.key(kind, *arguments), member)
 
-    async def change(self, job_id: JobId, **changes: str | None) -> None:
+    async def change(self, job_id: JobId, **changes: Any) -> None:
         await change_job(self.store.connection, job_id, **changes)
 
     async def replace(self, job_id: JobId, verb: str) -> None:
@@ -102,6 +103,10 @@ async def scene(valkey_url: str, namespace: str) -> AsyncIterator[Scene]:
         await scene.set()
         assert (await audited(store)).findings == ()
         yield scene
+
+
+def _changing(field: str, wrong: Any) -> Damage:
+    return lambda scene: scene.change(scene.running, **{field: wrong})
 
 
 #: What is done, what must be named, and which attribute of the scene (or which name) it must be named for.
@@ -216,6 +221,12 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "unknown key": (lambda s: s.run("SET", s.keys.prefix + "odd", "1"), "unknown_key", "odd"),
     "canary alive": (lambda s: s.run("SET", s.keys.key("canary"), "1"), "wrong_type", "canary"),
     "job of a wrong type": (lambda s: s.replace(s.queued, "RPUSH"), "wrong_type", "job:{queued}"),
+    **{
+        f"{field} is {wrong!r}": (_changing(field, wrong), "damaged_job", "running")
+        for field in ("status", "queue", "priority", "task", "created", "worker", "started", "head")
+        for wrong in (True, 7.5, {"a": 1})
+    },
+    "job with more after it": (lambda s: s.run("APPEND", s.job(s.queued), "1"), "damaged_job", "queued"),
     "job that cannot be read": (lambda s: s.run("SET", s.job(s.queued), "1"), "damaged_job", "queued"),
     "job that is no msgpack": (lambda s: s.run("SET", s.job(s.queued), "\xc1"), "damaged_job", "queued"),
     "index of a wrong type": (lambda s: s.run("SET", s.keys.key("delayed"), "1"), "wrong_type", "=delayed"),

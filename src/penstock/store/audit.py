@@ -13,13 +13,15 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from penstock.core.errors import StoreError, StoreUnavailable, StoreUnfit
 from penstock.core.ids import parse_job_id, partition_of
 from penstock.core.schedule import home_of_schedule
 from penstock.core.states import State
 from penstock.store.keys import KINDS, anchor_key
 from penstock.store.options import StoreOptions
-from penstock.store.redis.codec import pack
+from penstock.store.redis.codec import pack, stored_job
 from penstock.store.redis.connection import FORMAT, Connection
 from penstock.store.redis.primary import Primary
 from penstock.store.redis.schedules import record_or_damage
@@ -313,14 +315,30 @@ class _Auditor:
         ids = [job_id for _, job_id in found]
         for chunk in _chunks(ids):
             answers = await self._connection.script("audit_jobs", partition, pack(chunk))
+            unreadable = await self._unreadable(partition, chunk)
             for job_id, (_, *pairs) in zip(chunk, answers, strict=True):
                 for code, detail in zip(pairs[::2], pairs[1::2], strict=True):
                     self._find(text_of(code), job_id, text_of(detail))
+                if job_id in unreadable and b"damaged_job" not in pairs:
+                    self._find("damaged_job", job_id, unreadable[job_id])
         for job_id in ids:
             known = parse_job_id(job_id)
             if known is None or partition_of(known, len(self._connection.keys)) != partition:
                 self._find("wrong_partition", job_id, f"is not an id of partition {partition}")
         self.jobs += len(ids)
+
+    async def _unreadable(self, partition: int, ids: list[str]) -> dict[str, str]:
+        """Return which jobs whoever asks for them could not be shown, and why; scripts take less amiss."""
+        keys = self._connection.keys[partition]
+        names = [keys.key("job", job_id) for job_id in ids]
+        found: dict[str, str] = {}
+        for job_id, text in zip(ids, await self._connection.command("MGET", *names), strict=True):
+            try:
+                if text is not None:
+                    stored_job(text)
+            except msgspec.MsgspecError as error:
+                found[job_id] = f"the job cannot be shown: {error}"
+        return found
 
     async def _locks(self, partition: int, found: list[tuple[str, str]]) -> None:
         for chunk in _chunks(digest for _, digest in found):

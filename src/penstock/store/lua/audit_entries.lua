@@ -29,7 +29,7 @@ for _, id in ipairs(cmsgpack.unpack(ARGV[4])) do
     if not job.status then
       findings[#findings + 1] = {id, 'job_missing', 'named by ' .. ARGV[1] .. ' but there is no such job'}
     elseif not agrees(job) then
-      findings[#findings + 1] = {id, 'wrong_index', 'named by ' .. ARGV[1] .. ' but is ' .. job.status .. ' in queue ' .. (job.queue or '?')}
+      findings[#findings + 1] = {id, 'wrong_index', 'named by ' .. ARGV[1] .. ' but is ' .. tostring(job.status) .. ' in queue ' .. tostring(job.queue or '?')}
     end
   end
 end

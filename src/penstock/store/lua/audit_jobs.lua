@@ -7,14 +7,11 @@
 -- Flags: no-writes
 -- Uses: time, job, place_names, place, peek
 local function audit_one(id)
-  local readable, job = pcall(load, id)
-  if not readable then
-    return {'', 'damaged_job', 'the job cannot be read'}
-  end
+  local job = load(id)
   if not next(job) then
     return {''}
   end
-  local findings = {job.status or ''}
+  local findings = {type(job.status) == 'string' and job.status or ''}
   local function find(code, detail)
     findings[#findings + 1] = code
     findings[#findings + 1] = detail
@@ -23,6 +20,10 @@ local function audit_one(id)
   for _, name in ipairs({'status', 'queue', 'priority', 'task', 'created'}) do
     if not job[name] then
       find('damaged_job', 'the job has no ' .. name)
+      return findings
+    end
+    if type(job[name]) ~= (name == 'created' and 'number' or 'string') then
+      find('damaged_job', 'the ' .. name .. ' of the job is a ' .. type(job[name]))
       return findings
     end
   end
@@ -89,6 +90,7 @@ end
 
 local answers = {}
 for index, id in ipairs(cmsgpack.unpack(ARGV[1])) do
-  answers[index] = audit_one(id)
+  local readable, findings = pcall(audit_one, id)
+  answers[index] = readable and findings or {'', 'damaged_job', 'the job cannot be read'}
 end
 return answers

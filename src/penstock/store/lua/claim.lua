@@ -65,13 +65,13 @@ local handing = {}
 -- Return 'claimed', 'skipped' (still in its place), 'apart' (the same) or 'gone' (left its place).
 local function claim_one(queue_key, id, text)
   local job = load(id, text)
-  if job.status and not (job.task and job.created and job.priority) then
-    error('the job is damaged: it has no task, creation time or priority')
-  end
   if job.status ~= 'queued' then
     -- No such job, or one that is elsewhere: the job is the truth, so only this stray entry goes.
     redis.call('ZREM', queue_key, id)
     return 'gone'
+  end
+  if not (job.task and job.created) then
+    error('the job is damaged: it has no task or creation time')
   end
   if job.expires and now >= tonumber(job.expires) and tonumber(job.attempt or 0) == 0 then
     finish(id, job, 'expired', {}, retention)
@@ -114,9 +114,10 @@ end
 
 -- Hand out what the last look took; return how many could not be moved: those stay.
 local function hand_out()
-  local failed, started = 0, {}
-  move_together(handing, 'running')
-  for _, one in ipairs(handing) do
+  local failed, started, taken = 0, {}, handing
+  handing = {}
+  move_together(taken, 'running')
+  for _, one in ipairs(taken) do
     if one.failed then
       failed = failed + 1
     else
@@ -132,7 +133,6 @@ local function hand_out()
   for queue, count in pairs(started) do
     add(counts, 'started', queue, count)
   end
-  handing = {}
   return failed
 end
 

@@ -11,8 +11,8 @@ local limit, dead_cap, finished_cap = tonumber(ARGV[1]), tonumber(ARGV[2]), tonu
 
 local finished_before = tonumber(redis.call('HGET', K.gauges, 'finished:') or 0) or 0
 
-local function remove_one(id, index_key, counted_as)
-  local job = load(id)
+local function remove_one(id, index_key, counted_as, text)
+  local job = load(id, text)
   if PLACES[job.status] ~= 'final' then
     redis.call('ZREM', index_key, id)
     return 0
@@ -30,8 +30,8 @@ local function remove(id, index_key, counted_as)
 end
 
 local aged, capped = 0, 0
-sweep(K.expire, limit, function(id)
-  aged = aged + remove_one(id, K.expire, 'pruned')
+sweep(K.expire, limit, function(id, text)
+  aged = aged + remove_one(id, K.expire, 'pruned', text)
 end)
 
 -- One ZCARD a queue; of very many queues a random share each time, so that a call stays short.

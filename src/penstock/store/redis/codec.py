@@ -72,6 +72,10 @@ _DONE = {status: Settled(code=SettleCode.DONE, state=state) for status, state in
 _COMPLETE, _FAILED, _EXHAUSTED = Verb.COMPLETE.value, AttemptOutcome.FAILED.value, Reason.EXHAUSTED.value
 
 
+#: What reading a damaged answer or text can raise.
+_UNREADABLE = (KeyError, TypeError, ValueError, msgspec.MsgspecError)
+
+
 class ItemError(StoreError):
     """Say that the store could not handle one item of a batch; the rest was handled."""
 
@@ -129,17 +133,21 @@ def submitted(answer: Sequence[Any], queue: str = "") -> Submitted | Exception:
     code = answer[0]
     if code != b"created" and code in _REFUSALS:
         return _refusal(answer, queue)
-    _, job_id, status, created, due, expires, *existing = answer
-    return Submitted(
-        id=JobId(job_id.decode()),
-        state=STATES[status],
-        created=code == b"created",
-        created_at_ms=int(created),
-        run_at_ms=int(due) if due else None,
-        expires_at_ms=int(expires) if expires else None,
-        replayed=code == b"replayed",
-        existing=bool(existing),
-    )
+    try:
+        _, job_id, status, created, due, expires, *existing = answer
+        return Submitted(
+            id=JobId(job_id.decode()),
+            state=STATES[status],
+            created=code == b"created",
+            created_at_ms=int(created),
+            run_at_ms=int(due) if due else None,
+            expires_at_ms=int(expires) if expires else None,
+            replayed=code == b"replayed",
+            existing=bool(existing),
+        )
+    except _UNREADABLE as error:
+        # Others share the call: this must not become their error.
+        return ItemError(f"the job that stands is damaged: {error!r}")
 
 
 _REFUSALS = frozenset({b"full", b"error", b"reused", b"held", b"reserved"})
@@ -196,6 +204,19 @@ def claimed_job(job_id: bytes, text: bytes, big_input: bytes | None, nonce: str,
         return None
 
 
+def stored_input(job_id: JobId, text: bytes | None) -> bytes | None:
+    """Return the input that a job's text holds; None when it holds none or there is no such job.
+
+    Raises:
+        ItemError: the job is damaged.
+    """
+    try:
+        job = stored_job(text) if text is not None else None
+    except msgspec.MsgspecError as error:
+        raise ItemError(f"job {job_id} is damaged: {error}") from error
+    return job.input.encode() if job is not None and job.input is not None else None
+
+
 def settle_item(item: Settle) -> list[str | int]:
     """Return the settle script's item."""
     token = item.token
@@ -246,9 +267,20 @@ def output_code(answer: Sequence[Any]) -> OutputCode | Exception:
 
 
 def followed(answer: Sequence[Any], limit: int) -> Followed | None:
-    """Read the follow script's answer."""
+    """Read the follow script's answer.
+
+    Raises:
+        ItemError: the job is damaged.
+    """
     if not answer:
         return None
+    try:
+        return _followed(answer, limit)
+    except _UNREADABLE as error:
+        raise ItemError(f"the job is damaged: {error!r}") from error
+
+
+def _followed(answer: Sequence[Any], limit: int) -> Followed:
     fields, log, stream = answer
     status, attempt, counted, lost, no_handler, due, cancel, finished, progress = fields
     state = STATES[status]
@@ -347,8 +379,22 @@ def job_record(
     """Read a job from its text, the records of its attempts and its value keys.
 
     Raises:
-        msgspec.MsgspecError: the job is damaged.
+        ItemError: the job is damaged.
     """
+    try:
+        return _job_record(job_id, text, attempts, big_input, big_result, deadline)
+    except _UNREADABLE as error:
+        raise ItemError(f"job {job_id} is damaged: {error}") from error
+
+
+def _job_record(
+    job_id: JobId,
+    text: bytes,
+    attempts: Mapping[bytes, bytes],
+    big_input: bytes | None,
+    big_result: bytes | None,
+    deadline: bytes | None,
+) -> JobRecord:
     job = stored_job(text)
     state = job.status
     return JobRecord(

@@ -20,7 +20,7 @@ from penstock.store.redis.durability import Barrier
 from penstock.store.redis.errors import CLIENT_ERRORS, map_error
 from penstock.store.redis.primary import BLOCK_LIMIT_S, Primary, execute
 from penstock.store.redis.scripts import Script, load_scripts
-from penstock.store.redis.server import read_info, version_problem
+from penstock.store.redis.server import read_info, text_of, version_problem
 from penstock.store.redis.topology import Topology, make_topology
 
 __all__ = ["BLOCK_LIMIT_S", "FORMAT", "Connection"]
@@ -359,6 +359,11 @@ class Connection:
             await self.together(writes)
             _, *found = await self.together(reads)
         for index, (has, wants) in enumerate(zip(found, wanted, strict=True)):
+            if has[0] != wants[0]:
+                raise StoreMismatch(
+                    f"namespace {self.options.namespace!r} holds data of format {text_of(has[0])}, this release works "
+                    f"with format {FORMAT}: use the release that wrote it, or another namespace"
+                )
             if has != wants:
                 raise StoreMismatch(
                     f"partition {index} was written as {dict(zip(_META_FIELDS, has, strict=True))}, "

@@ -45,7 +45,7 @@ from penstock.store.redis.codec import (
     pack,
     settle_item,
     settled,
-    stored_job,
+    stored_input,
     submit_answer,
     submitted,
 )
@@ -257,8 +257,7 @@ class RedisJobs:
         big, text = await self._connection.together(
             [("GET", keys.key("input", job_id)), ("GET", keys.key("job", job_id))]
         )
-        job = stored_job(text) if big is None and text is not None else None
-        return job.input.encode() if job is not None and job.input is not None else big
+        return big if big is not None else stored_input(job_id, text)
 
     # leases
 

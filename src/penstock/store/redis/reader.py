@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
-from penstock.core.errors import StoreError
+from penstock.core.errors import StoreError, StoreUnavailable
 from penstock.core.ids import JobId, partition_of
 from penstock.core.job import JobFilter, JobRecord, MemoryUse, Page, QueueInfo, TaskInfo, WorkerInfo
 from penstock.core.states import FINAL_STATES, Priority, State
 from penstock.store.keys import PartitionKeys
 from penstock.store.redis.clock import ServerClock
-from penstock.store.redis.codec import job_record
+from penstock.store.redis.codec import ItemError, job_record
 from penstock.store.redis.connection import Connection
 from penstock.store.redis.jobs import TASK_KEPT_MS, WORKER_LIVE_MS
 from penstock.store.redis.primary import Primary
@@ -208,15 +209,24 @@ class RedisReader(ServerClock):
             return []
         reads: list[tuple[str, ...]] = [("MGET", *(keys.key("job", job_id) for job_id, _ in entries))]
         reads += [("HGETALL", keys.key("attempts", job_id)) for job_id, _ in entries]
-        texts, *answers = await self._connection.together(reads)
+        try:
+            texts, *answers = await self._connection.together(reads)
+        except StoreUnavailable:
+            raise
+        except StoreError:
+            # A key of another type: then each job by itself.
+            singly = [await self._records(index, [entry]) for entry in entries] if len(entries) > 1 else [[None]]
+            return [record for records in singly for record in records]
         records: list[JobRecord | None] = []
         for (job_id, score), text, ended in zip(entries, texts, answers, strict=True):
-            if text is None:
-                records.append(None)
-                continue
-            # Of a job that runs the score is its deadline; of another the record has no use for one.
-            record = job_record(JobId(job_id), text, attempts=_as_dict(ended), deadline=b"%d" % int(score))
-            records.append(msgspec.structs.replace(record, input=None, result=None))
+            record = None
+            # A damaged job keeps no other from being listed; the auditor names it.
+            with contextlib.suppress(ItemError):
+                if text is not None:
+                    # Of a job that runs the score is its deadline; of another the record has no use for one.
+                    record = job_record(JobId(job_id), text, attempts=_as_dict(ended), deadline=b"%d" % int(score))
+                    record = msgspec.structs.replace(record, input=None, result=None)
+            records.append(record)
         return records
 
     async def queues(self) -> list[QueueInfo]:

@@ -17,11 +17,14 @@ from penstock.store.keys import lua_prelude
 
 #: A list that somebody may wait for. Its name is published as well: on a cluster nobody can block on lists of several
 #: slots (``signals.py``). Who may not publish there wakes them by the sweep.
-SIGNAL = """local function push_signal(key, value)
-  redis.call('RPUSH', key, value)
+SIGNAL = """-- A key of another type would wake nobody, and stop scripts that have written: it goes.
+local function push_signal(key, value)
+  if type(redis.pcall('RPUSH', key, value)) == 'table' then
+    redis.call('DEL', key)
+    redis.call('RPUSH', key, value)
+  end
   redis.pcall('SPUBLISH', key, '')
 end
--- One of another type would wake nobody, and stop scripts that have written: it goes.
 local function is_silent(key)
   local length = redis.pcall('LLEN', key)
   if type(length) == 'table' then

@@ -101,9 +101,6 @@ end
 -- `keep_ms` is how long a final job is kept.
 local function enter(id, job, status, at, keep_ms)
   local place = PLACES[status]
-  if not job.queue then
-    error('the job is damaged: it has no queue')
-  end
   if place == 'running' then
     bound_lease(job.worker, at)
   end
@@ -177,12 +174,23 @@ local function let_go(id, job, forgotten)
   end
 end
 
+-- See before the first write that a job names the indexes of the place that belongs to `status`.
+local function check(job, status)
+  local place = PLACES[status]
+  if type(job.queue) ~= 'string' or (place == 'queue' and type(job.priority) ~= 'string')
+    or (place == 'running' and type(job.worker) ~= 'string') then
+    error('the job is damaged: its queue, priority or worker is no text')
+  end
+end
+
 -- Move a job to another status; `changes` are written to it in the same breath.
 -- It enters before it leaves: should a damaged key stop the script in between, the job is found twice, never nowhere, and
 -- whoever meets the entry that it does not agree with removes it.
 local function move(id, job, status, at, changes, keep_ms)
-  enter(id, job, status, at, keep_ms)
   local before = job.status
+  check(job, before)
+  check(job, status)
+  enter(id, job, status, at, keep_ms)
   apply(job, changes)
   job.status = status
   store(id, job)

@@ -2,9 +2,15 @@
 -- What is done for each job here is kept to what it needs, because garbage is a third of a script's time.
 
 -- Tell whether a job can be moved with others: it names its indexes, nobody waits for it, and no time of expiry or unique key goes
--- with it. The time of expiry of a job that runs is off its index.
+-- with it. The time of expiry of a job that runs is off its index. A damaged one is moved by itself, and fails by itself.
 local function is_plain(job)
-  return job.queue and (job.priority or job.worker) and not (job.watch or job.unique or (job.expires and job.status ~= 'running'))
+  if type(job.queue) ~= 'string' or type(job.priority) ~= 'string' or job.watch or job.unique then
+    return false
+  end
+  if job.status == 'running' then
+    return type(job.worker) == 'string'
+  end
+  return not job.expires
 end
 
 -- Sort moves by their indexes. Jobs of a call are mostly alike, so the last group is nearly always the right one. Those that are not
