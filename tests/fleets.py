@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
+import functools
 import os
 import random
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,14 +70,23 @@ def redis_binary() -> str:
     return shutil.which("redis-server") or skip_or_fail("redis-server")
 
 
+@functools.cache
+def _ports() -> int:
+    """Open what all test runs of this user lock ports in; as long as this process lives."""
+    path = Path(tempfile.gettempdir()) / f"penstock-test-ports-{os.getuid()}"
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+
 def free_port() -> int:
     """Return a free port below those that the system gives to outgoing connections.
 
-    So that none of them takes it while the server that listens there is down.
+    So that none of them takes it while the server that listens there is down; nor does another run of tests, which
+    would find our servers where it awaits its own.
     """
     while True:
         port = random.SystemRandom().randrange(12_000, 30_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
+            fcntl.lockf(_ports(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
             return port
@@ -102,15 +114,13 @@ class Node:
             self.process = subprocess.Popen(
                 [self.binary, *self.arguments], cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, text=True
             )
-        # What it answers does not matter: a node that loads is up.
         until(self._answers, f"the start of {self.arguments}:\n{(self.folder / 'log').read_text()[-2000:]}")
 
     def _answers(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
-        with contextlib.suppress(redis.exceptions.ResponseError):
-            self.ask("PING")
-        return True
+        # A node that loads answers this too, and a stranger on its port is not taken for it.
+        return int(self.ask("INFO", "server")["process_id"]) == self.process.pid
 
     def ask(self, *command: str | int) -> Any:
         """Run one command on a connection of its own."""

@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import secrets
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -68,9 +67,7 @@ class Server:
     """Run a Valkey of the test's own, on one port through all its restarts."""
 
     def __init__(self, folder: Path, *arguments: str, prefix: Sequence[str] = ()) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = fleets.free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.folder = folder
         self._arguments = arguments

@@ -23,6 +23,7 @@ from penstock.worker import fetcher
 from penstock.worker.health import WorkerHealth
 from penstock.worker.options import WorkerOptions
 from penstock.worker.service import Worker
+from tests import fleets
 from tests.integration.worker_support import (
     OTHER_TASKS,
     TASKS,
@@ -212,11 +213,7 @@ class Valkey:
     """Be a server that can be stopped and started again on its port and data."""
 
     def __init__(self, folder: Path) -> None:
-        import socket
-
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = fleets.free_port()
         self.folder = folder
         self.process: subprocess.Popen[str] | None = None
 
