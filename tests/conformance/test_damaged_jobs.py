@@ -20,8 +20,18 @@ WRONG = pytest.mark.parametrize("wrong", [None, True, {"a": 1}, 7], ids=["none",
 #: Texts that are no job.
 TEXTS = pytest.mark.parametrize(
     "text",
-    [b"", b"\x81", b"\x81\xa6status", b"\x90", b"\x80", b"not a map", b"\x81\xa6status\xa6queued\xc1", b"\xde\xff\xff"],
-    ids=["empty", "cut", "cut-value", "list", "nothing", "words", "trailing", "too-few"],
+    [
+        b"",
+        b"\x81",
+        b"\x81\xa6status",
+        b"\x90",
+        b"\x80",
+        b"not a map",
+        b"\x81\xa6status\xa6queued\xc1",
+        b"\xde\xff\xff",
+        b"\x81\xa4task\xa1\xff",
+    ],
+    ids=["empty", "cut", "cut-value", "list", "nothing", "words", "trailing", "too-few", "no-utf8"],
 )
 
 

@@ -71,7 +71,7 @@ class Scene:
         job = ScheduledJob(task="echo", input=msgspec.Raw(b"{}"))
         await self.store.put_schedule(Schedule(name="daily", timing=Timing(cron="0 0 * * *"), job=job))
 
-    async def run(self, *command: str | int) -> None:
+    async def run(self, *command: str | bytes | int) -> None:
         await self.store.connection.command(*command)
 
     async def put(self, kind: str, *arguments: str, member: str, score: int = 1) -> None:
@@ -226,6 +226,15 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
         for field in ("status", "queue", "priority", "task", "created", "worker", "started", "head")
         for wrong in (True, 7.5, {"a": 1})
     },
+    "job that is no UTF-8": (
+        lambda s: s.run(
+            "SET",
+            s.job(s.queued),
+            b"\x86\xa6status\xa6queued\xa5queue\xa7default\xa8priority\xa6normal\xa4task\xa1\xff\xa7created\x01\xa5input\xa1x",
+        ),
+        "damaged_job",
+        "queued",
+    ),
     "job with more after it": (lambda s: s.run("APPEND", s.job(s.queued), "1"), "damaged_job", "queued"),
     "job that cannot be read": (lambda s: s.run("SET", s.job(s.queued), "1"), "damaged_job", "queued"),
     "job that is no msgpack": (lambda s: s.run("SET", s.job(s.queued), "\xc1"), "damaged_job", "queued"),

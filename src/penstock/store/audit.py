@@ -13,15 +13,13 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-import msgspec
-
 from penstock.core.errors import StoreError, StoreUnavailable, StoreUnfit
 from penstock.core.ids import parse_job_id, partition_of
 from penstock.core.schedule import home_of_schedule
 from penstock.core.states import State
 from penstock.store.keys import KINDS, anchor_key
 from penstock.store.options import StoreOptions
-from penstock.store.redis.codec import pack, stored_job
+from penstock.store.redis.codec import UNREADABLE, pack, stored_job
 from penstock.store.redis.connection import FORMAT, Connection
 from penstock.store.redis.primary import Primary
 from penstock.store.redis.schedules import record_or_damage
@@ -336,7 +334,7 @@ class _Auditor:
             try:
                 if text is not None:
                     stored_job(text)
-            except msgspec.MsgspecError as error:
+            except UNREADABLE as error:
                 found[job_id] = f"the job cannot be shown: {error}"
         return found
 

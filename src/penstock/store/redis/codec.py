@@ -62,7 +62,9 @@ pack = msgspec.msgpack.Encoder().encode
 _encode_options = msgspec.json.Encoder().encode
 _decode_options = msgspec.json.Decoder(JobOptions).decode
 _decode_error = msgspec.json.Decoder(JobError).decode
-#: Read a job's text. Raises ``msgspec.MsgspecError`` where it is damaged.
+#: What reading a damaged answer or text can raise.
+UNREADABLE = (KeyError, TypeError, ValueError, msgspec.MsgspecError)
+#: Read a job's text. Raises one of ``UNREADABLE`` where it is damaged.
 stored_job = msgspec.msgpack.Decoder(StoredJob).decode
 
 # Enum look-ups by value run a few million times an hour; a dict is three times as fast as the call.
@@ -70,10 +72,6 @@ STATES = {state.value.encode(): state for state in State}
 #: The answers to a settle of most; they are the same few values again and again.
 _DONE = {status: Settled(code=SettleCode.DONE, state=state) for status, state in STATES.items()}
 _COMPLETE, _FAILED, _EXHAUSTED = Verb.COMPLETE.value, AttemptOutcome.FAILED.value, Reason.EXHAUSTED.value
-
-
-#: What reading a damaged answer or text can raise.
-_UNREADABLE = (KeyError, TypeError, ValueError, msgspec.MsgspecError)
 
 
 class ItemError(StoreError):
@@ -145,7 +143,7 @@ def submitted(answer: Sequence[Any], queue: str = "") -> Submitted | Exception:
             replayed=code == b"replayed",
             existing=bool(existing),
         )
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         # Others share the call: this must not become their error.
         return ItemError(f"the job that stands is damaged: {error!r}")
 
@@ -178,7 +176,7 @@ def stored_state(text: bytes | None) -> State | None:
     """Return the state of a job by its text; None when there is no such job or it is damaged."""
     try:
         return stored_job(text).status if text else None
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
 
 
@@ -200,7 +198,7 @@ def claimed_job(job_id: bytes, text: bytes, big_input: bytes | None, nonce: str,
             input=big_input if job.input is None else job.input.encode(),
             previous=job.before,
         )
-    except (ValueError, msgspec.MsgspecError):
+    except UNREADABLE:
         return None
 
 
@@ -212,7 +210,7 @@ def stored_input(job_id: JobId, text: bytes | None) -> bytes | None:
     """
     try:
         job = stored_job(text) if text is not None else None
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise ItemError(f"job {job_id} is damaged: {error}") from error
     return job.input.encode() if job is not None and job.input is not None else None
 
@@ -276,7 +274,7 @@ def followed(answer: Sequence[Any], limit: int) -> Followed | None:
         return None
     try:
         return _followed(answer, limit)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ItemError(f"the job is damaged: {error!r}") from error
 
 
@@ -383,7 +381,7 @@ def job_record(
     """
     try:
         return _job_record(job_id, text, attempts, big_input, big_result, deadline)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ItemError(f"job {job_id} is damaged: {error}") from error
 
 
