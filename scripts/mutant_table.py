@@ -471,8 +471,11 @@ MUTANTS = [
     ),
     *_of(
         "lib/place",
-        ("a damaged job is moved by half", "  check(job, before)\n"),
-        ("a damaged job goes to no place", "  check(job, status)\n"),
+        ("a damaged job is moved by half", " or (before and type(job[before]) ~= 'string')"),
+        ("a damaged job goes to no place", " or (after and type(job[after]) ~= 'string')"),
+        ("damaged waiters are met by half", "type(job.watch or '') ~= 'string' or ", ""),
+        ("a damaged unique key is met by half", "type(job.unique or '') ~= 'string' or ", ""),
+        ("a damaged time of expiry is met by half", " or type(job.expires or 0) ~= 'number' then", " then"),
         ("unique keys are never free", "    let_go(id, job)\n"),
         ("a key of another is freed", "  if holder ~= id then\n    return\n  end\n  if forgotten", "  if forgotten"),
         ("final jobs hold on", "return PLACES[job.status] ~= 'final' and (kept", "return (kept"),

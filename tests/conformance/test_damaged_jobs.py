@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 
 from penstock.core.errors import StoreError
-from penstock.core.job import HeldUntil, JobFilter, OnConflict, Settle, SettleCode, Settled, Submitted, Unique, Verb
+from penstock.core.job import (
+    ChangeCode,
+    HeldUntil,
+    JobFilter,
+    OnConflict,
+    Settle,
+    SettleCode,
+    Settled,
+    Submitted,
+    Unique,
+    Verb,
+)
 from penstock.core.limits import Limits
 from penstock.core.states import State
 from penstock.store.redis.testing import change_job
@@ -21,18 +32,20 @@ WRONG = pytest.mark.parametrize("wrong", [None, True, {"a": 1}, 7], ids=["none",
 TEXTS = pytest.mark.parametrize(
     "text",
     [
-        b"",
-        b"\x81",
-        b"\x81\xa6status",
-        b"\x90",
-        b"\x80",
-        b"not a map",
-        b"\x81\xa6status\xa6queued\xc1",
-        b"\xde\xff\xff",
-        b"\x81\xa4task\xa1\xff",
+        pytest.param(b"", id="empty"),
+        pytest.param(b"\x81", id="cut"),
+        pytest.param(b"\x81\xa6status", id="cut-value"),
+        pytest.param(b"\x90", id="list"),
+        pytest.param(b"\x80", id="nothing"),
+        pytest.param(b"\xa6queued", id="text"),
+        pytest.param(b"not a map", id="numbers"),
+        pytest.param(b"\x81\xa6status\xa6queued\xc1", id="trailing"),
+        pytest.param(b"\xde\xff\xff", id="too-few"),
+        pytest.param(b"\x81\xa4task\xa1\xff", id="no-utf8"),
     ],
-    ids=["empty", "cut", "cut-value", "list", "nothing", "words", "trailing", "too-few", "no-utf8"],
 )
+#: Those that read as a job without a status, as if there were none: what names one of them is removed when it is met.
+NONE = (b"\x90", b"\x80", b"\x81\xa4task\xa1\xff")
 
 
 @pytest.fixture
@@ -84,6 +97,44 @@ class TestNeighbours:
         assert not await damage.holds(job_id, "final", "cancelled", "default")
         assert not await damage.holds(job_id, "expire")
 
+    @pytest.mark.parametrize(
+        "changes",
+        [{"watch": {"a": 1}}, {"unique": {"a": 1}}, {"expires": "soon"}, {"expires": {"a": 1}}],
+        ids=["watch", "unique", "expires", "expires-map"],
+    )
+    async def test_are_claimed_and_the_bad_one_leaves_no_trace_redis(
+        self, subject: Subject, changes: dict[str, Any]
+    ) -> None:
+        ids = await subject.submit_many(3)
+        damage = Damage(subject)
+        await change_job(damage.connection, ids[1], **changes)
+        for _ in range(3):
+            await subject.claim(5)
+        assert await damage.connection.command("ZRANGE", damage.keys.key("running", WORKER), 0, -1) == [
+            ids[0].encode(),
+            ids[2].encode(),
+        ]
+        (queue,) = await subject.store.queues()
+        assert queue.running == 2
+        with pytest.raises(StoreError):
+            await subject.store.cancel([ids[1]])
+        assert not await damage.holds(ids[1], "final", "cancelled", "default")
+
+    @pytest.mark.parametrize("status", [{"a": 1}, 7, True, "lost"])
+    async def test_are_answered_for_beside_one_of_a_strange_status_redis(self, subject: Subject, status: Any) -> None:
+        await subject.submit_many(2)
+        bad, good = (await subject.claim(2)).jobs
+        await change_job(Damage(subject).connection, bad.token.job_id, status=status)
+        answers = await subject.store.settle(
+            [Settle(token=job.token, verb=Verb.COMPLETE, value=b"1") for job in (bad, good)]
+        )
+        assert answers == [
+            Settled(code=SettleCode.STALE, state=None),
+            Settled(code=SettleCode.DONE, state=State.COMPLETED),
+        ]
+        (changed,) = await subject.store.redrive([bad.token.job_id])
+        assert (changed.code, changed.state) == (ChangeCode.CONFLICT, None)
+
     @WRONG
     async def test_are_completed_redis(self, subject: Subject, wrong: Any) -> None:
         await subject.submit_many(3)
@@ -121,6 +172,7 @@ class TestNeighbours:
         damage = Damage(subject)
         await damage.connection.command("SET", damage.keys.key("job", ids[1]), text)
         assert [job.token.job_id for job in (await subject.claim(3)).jobs] == [ids[0], ids[2]]
+        assert await damage.holds(ids[1], "queue", "default", "normal") is (text not in NONE)
 
     @TEXTS
     async def test_are_submitted_redis(self, subject: Subject, text: bytes) -> None:

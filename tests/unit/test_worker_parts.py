@@ -125,7 +125,7 @@ def test_exceptions_become_outcomes() -> None:
     assert isinstance(retried, FailedAttempt)
     assert (retried.after_ms, retried.reason) == (2_000, None)
     assert caught(Snooze("1m")) == Snoozed(after_ms=60_000)
-    for wrong in (Retry(after="soon"), Snooze("soon"), Snooze(-1)):
+    for wrong in (Retry(after="soon"), Snooze("soon"), Snooze(-1), Snooze("999999w"), Retry(after=1e300)):
         assert read(caught(wrong)).type == "ValueError"
     left = caught(SystemExit("bye"))
     assert (read(left).type, read(left).message) == ("SystemExit", "bye")

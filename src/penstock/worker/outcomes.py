@@ -9,7 +9,7 @@ import msgspec
 
 from penstock.core.durations import parse_duration_ms
 from penstock.core.job import JobError
-from penstock.core.limits import Over
+from penstock.core.limits import DAY_MS, RUN_AT_HORIZON_MS, Over
 from penstock.core.outcome import Discard, FailedAttempt, InvalidInput, Outcome, Retry, Snooze, Snoozed, Succeeded
 from penstock.core.states import AttemptOutcome, Reason
 
@@ -41,6 +41,8 @@ def raised(error: BaseException, *, limit: int) -> Outcome:
     if isinstance(error, Retry | Snooze) and error.after is not None:
         try:
             after_ms = parse_duration_ms(error.after)
+            if after_ms > RUN_AT_HORIZON_MS:
+                raise ValueError(f"at most {RUN_AT_HORIZON_MS // DAY_MS} days")
         except (ValueError, TypeError, AttributeError) as wrong:
             message = f"{type(error).__name__}(after={error.after!r}): {wrong}"
             return FailedAttempt(error=encode_error("ValueError", message, limit=limit))

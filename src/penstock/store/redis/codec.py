@@ -240,7 +240,12 @@ def settled(answer: Any) -> Settled | Exception:
         return _DONE[answer]
     if answer[0] == b"error":
         return ItemError(answer[1].decode(errors="replace"))
-    return Settled(code=SettleCode(answer[0].decode()), state=STATES.get(answer[1]))
+    return Settled(code=SettleCode(answer[0].decode()), state=_state(answer[1]))
+
+
+def _state(answer: Any) -> State | None:
+    # That of a damaged job may be anything.
+    return STATES.get(answer) if isinstance(answer, bytes) else None
 
 
 def output_item(item: Output) -> list[Any]:
@@ -326,9 +331,9 @@ def changed(answer: Sequence[Any]) -> Changed:
     if answer[0] == b"error":
         raise ItemError(answer[1].decode(errors="replace"))
     if answer[0] == b"held":
-        return Changed(code=ChangeCode.HELD, state=STATES.get(answer[1]), holder=JobId(answer[2].decode()))
+        return Changed(code=ChangeCode.HELD, state=_state(answer[1]), holder=JobId(answer[2].decode()))
     return Changed(
-        code=ChangeCode(answer[0].decode()), state=STATES.get(answer[1]), cancel_requested_at_ms=number(answer[2])
+        code=ChangeCode(answer[0].decode()), state=_state(answer[1]), cancel_requested_at_ms=number(answer[2])
     )
 
 

@@ -174,12 +174,14 @@ local function let_go(id, job, forgotten)
   end
 end
 
--- See before the first write that a job names the indexes of the place that belongs to `status`.
+-- See before the first write that a move to `status` can read what it needs of a job: what names its indexes, and who goes with it.
+local NAMED_BY = {queue = 'priority', running = 'worker'}
 local function check(job, status)
-  local place = PLACES[status]
-  if type(job.queue) ~= 'string' or (place == 'queue' and type(job.priority) ~= 'string')
-    or (place == 'running' and type(job.worker) ~= 'string') then
+  local before, after = NAMED_BY[PLACES[job.status] or ''], NAMED_BY[PLACES[status]]
+  if type(job.queue) ~= 'string' or (before and type(job[before]) ~= 'string') or (after and type(job[after]) ~= 'string') then
     error('the job is damaged: its queue, priority or worker is no text')
+  elseif type(job.watch or '') ~= 'string' or type(job.unique or '') ~= 'string' or type(job.expires or 0) ~= 'number' then
+    error('the job is damaged: who waits for it, its unique key or its time of expiry cannot be read')
   end
 end
 
@@ -188,7 +190,6 @@ end
 -- whoever meets the entry that it does not agree with removes it.
 local function move(id, job, status, at, changes, keep_ms)
   local before = job.status
-  check(job, before)
   check(job, status)
   enter(id, job, status, at, keep_ms)
   apply(job, changes)
