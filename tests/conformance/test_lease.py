@@ -90,7 +90,7 @@ class TestUnnamed:
         await subject.advance(9_999)
         await subject.store.extend(WORKER, [Extension(token=known)], lease_ms=15_000, complete=True)
         assert await subject.state(lost.job_id) is State.RUNNING
-        await subject.advance(2)
+        await subject.advance(1)
         await subject.store.extend(WORKER, [Extension(token=known)], lease_ms=15_000, complete=True)
         record = await subject.get(lost.job_id)
         assert (record.state, record.counted, record.lost) == (State.QUEUED, 0, 0)
@@ -99,7 +99,7 @@ class TestUnnamed:
                 attempt=1,
                 worker=WORKER,
                 started_at_ms=START_MS,
-                finished_at_ms=START_MS + 10_001,
+                finished_at_ms=START_MS + 10_000,
                 outcome=AttemptOutcome.RELEASED,
             ),
         )

@@ -307,6 +307,14 @@ class TestReap:
         assert await subject.store.reap(0) == Reaped(requeued=(dead[1],))
         await subject.steady_reaps(50_000)
 
+    async def test_a_long_lease_hides_no_short_one_of_the_same_worker(self, subject: Subject) -> None:
+        await subject.steady_reaps(20_000)
+        short, _ = await subject.submit_many(2)
+        for lease_ms in (1_000, 60_000):
+            await subject.claim_one(lease_ms=lease_ms)
+        await subject.advance(1_000)
+        assert await subject.store.reap(0) == Reaped(requeued=(short,))
+
     async def test_a_renewal_may_shorten_a_lease(self, subject: Subject) -> None:
         await subject.steady_reaps(20_000)
         token = await subject.running()
