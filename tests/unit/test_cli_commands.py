@@ -127,6 +127,21 @@ def test_many_are_submitted_and_refusals_named(server: FakeServer, command: Comm
         assert words in err
 
 
+def test_of_those_that_may_have_been_taken_the_id_is_named(server: FakeServer, command: Command) -> None:
+    away = {"code": "store_unavailable", "status": 503, "detail": "GET /jobs/{id} tells"}
+    items = [
+        {"index": 0, "id": JOB_ID, "status": "queued"},
+        {"index": 1, "error": {**away, "job_id": JOB_ID}},
+        {"index": 2, "error": away},
+    ]
+    server.answer("POST", "/jobs/batch", {"items": items})
+    code, out, _ = command("submit", "echo", "1", "--count", "3")
+    assert (code, out) == (Exit.FAILED, "submitted 1 jobs, 1 were refused, 1 may have been taken\n")
+    _, out, _ = command("submit", "echo", "1", "--count", "3", "--json")
+    errors = [json.loads(line)["error"] for line in out.splitlines()]
+    assert [error and error.get("job_id") for error in errors] == [None, JOB_ID, None]
+
+
 def test_many_are_waited_for(server: FakeServer, command: Command) -> None:
     for status in ("completed", "completed", "failed"):
         server.answer("GET", f"/jobs/{JOB_ID}", job(status))

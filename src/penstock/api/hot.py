@@ -31,7 +31,7 @@ from penstock.api.strict import not_json, too_deep
 from penstock.api.submission import ENVELOPE_BYTES, IdempotencyHeader, Submission, idempotency_of, traceparent_of
 from penstock.api.views import BatchAnswer, BatchItem, accepted
 from penstock.api.waits import wait_final
-from penstock.core.errors import StoreError, StoreFull
+from penstock.core.errors import NotDurable, NotSent, StoreError, StoreFull, StoreMismatch
 from penstock.core.job import NewJob, Submitted
 
 HotRoute = Callable[[Exchange], Awaitable[Reply]]
@@ -44,6 +44,9 @@ _MAYBE = (
     "The job may or may not have been taken; GET /jobs/{id} tells, and sending it again is safe with the same "
     "Idempotency-Key."
 )
+_NOT_SENT = "Not taken: the store stopped answering before this item was sent."
+#: Of what is given to ``Services.note_submit``, what it remembers.
+_NOTED = (StoreFull, NotDurable, StoreMismatch)
 _REPLAYED = (b"idempotency-replayed", b"true")
 _EXISTING = (b"unique-existing", b"true")
 _encoder = msgspec.json.Encoder()
@@ -164,12 +167,15 @@ class HotRoutes:
         """Parse and store in chunks; one chunk is stored at a time, so jobs keep the order of the request."""
         items: list[BatchItem] = []
         in_flight: asyncio.Task[list[BatchItem]] | None = None
+        is_away = False
         for start in range(0, len(texts), CHUNK_ITEMS):
             parsed = await self._parse(texts[start : start + CHUNK_ITEMS], submission)
             if in_flight is not None:
-                items += await in_flight
+                chunk = await in_flight
                 in_flight = None
-            if items and items[-1].error is not None and items[-1].error.code in DOUBTFUL:
+                items += chunk
+                is_away = any(item.error is not None and item.error.code in DOUBTFUL for item in chunk)
+            if is_away:
                 # The store is away: trying each further chunk would only add its time limits up.
                 items += [_not_tried(start + offset, item) for offset, item in enumerate(parsed)]
                 continue
@@ -195,7 +201,7 @@ class HotRoutes:
             if jobs:
                 await services.refuse_when_nearly_full()
                 answers = await services.store.submit(jobs)
-                services.note_submit()
+                services.note_submit(next((answer for answer in answers if isinstance(answer, _NOTED)), None))
         except StoreError as error:
             services.note_submit(error)
             answers = [error] * len(jobs)
@@ -252,6 +258,12 @@ class HotRoutes:
 
 
 def _problem_of(error: Exception, job: NewJob) -> ApiError:
+    if isinstance(error, NotSent):
+        return ApiError(STORE_UNAVAILABLE, _NOT_SENT, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+    if isinstance(error, StoreFull):
+        # Others of the same batch may have been.
+        detail = "This job was not stored; try again once there is room."
+        return ApiError(STORE_FULL, detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
     problem = from_exception(error, detail=_MAYBE.format(id=job.id))
     if problem.kind.code in DOUBTFUL:
         problem.extra["job_id"] = job.id
@@ -267,14 +279,7 @@ def _refuse_key_of_a_batch(headers: Mapping[bytes, bytes]) -> None:
 def _not_tried(index: int, item: NewJob | ApiError) -> BatchItem:
     if isinstance(item, ApiError):
         return BatchItem(index=index, error=item.item())
-    return BatchItem(
-        index=index,
-        error=ItemProblem(
-            code=STORE_UNAVAILABLE.code,
-            status=STORE_UNAVAILABLE.status,
-            detail="Not taken: the store stopped answering before this item was sent.",
-        ),
-    )
+    return BatchItem(index=index, error=_problem_of(NotSent(), item).item())
 
 
 def _refuse_when_nothing_was_taken(errors: Sequence[ItemProblem], taken: int) -> None:

@@ -37,7 +37,9 @@ def _with_moments(value: Any) -> Any:
 
 def _encode_other(value: Any) -> Any:
     # The one type in our answers that JSON does not have is an error of one item of a batch.
-    return {"code": value.code, "detail": str(value), "errors": list(value.errors)}
+    document = {"code": value.code, "detail": str(value), "errors": list(value.errors)}
+    job_id = getattr(value, "job_id", "")
+    return document | {"job_id": job_id} if job_id else document
 
 
 def print_line(text: str) -> None:

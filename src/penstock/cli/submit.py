@@ -15,6 +15,7 @@ from penstock.cli.flags import JsonFlag, new_app, open_client, with_settings
 from penstock.cli.inputs import AsText, Input, open_file, read_input
 from penstock.cli.output import print_json, print_line, print_submitted, progress
 from penstock.cli.waiting import seconds_of, wait_for_job, wait_for_many
+from penstock.client.errors import ServerUnavailable
 from penstock.config import Settings
 
 app = new_app()
@@ -150,23 +151,30 @@ def _submit_many(
     total: int | None,
 ) -> int:
     accepted: list[str] = []
-    refused = 0
+    refused = unknown = 0
     with open_client(settings) as client, progress("submitting", total) as advance:
         for submission in client.submit_many(items, **options):
             advance(1)
             if submission.id is not None:
                 accepted.append(submission.id)
             else:
-                refused += 1
+                if isinstance(submission.error, ServerUnavailable) and submission.error.job_id:
+                    unknown += 1
+                else:
+                    refused += 1
                 print(f"penstock: job {submission.index + 1}: {submission.error}", file=sys.stderr)
             if as_json and (wait_seconds is None or submission.id is None):
                 print_json(submission)
     if not as_json:
-        print_line(f"submitted {len(accepted):,} jobs" + (f", {refused:,} were refused" if refused else ""))
+        line = f"submitted {len(accepted):,} jobs"
+        line += f", {refused:,} were refused" if refused else ""
+        line += f", {unknown:,} may have been taken" if unknown else ""
+        print_line(line)
+    is_whole = not refused and not unknown
     if wait_seconds is None:
-        return Exit.FAILED if refused else Exit.OK
+        return Exit.OK if is_whole else Exit.FAILED
     code = wait_for_many(settings, accepted, wait_seconds, as_json=as_json)
-    return code if code != Exit.OK or not refused else Exit.FAILED
+    return code if code != Exit.OK or is_whole else Exit.FAILED
 
 
 def _items(stream: IO[bytes], task: str | None) -> Iterator[Any]:

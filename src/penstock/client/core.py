@@ -457,7 +457,7 @@ def _error_of(status: int, problem: Mapping[str, Any], *, path: str = "", retry_
     )
     if isinstance(made, JobNotFound):
         made.job_id = unquote(path.split("/")[2])
-    if isinstance(made, UniqueConflict):
+    if isinstance(made, UniqueConflict | ServerUnavailable):
         made.job_id = str(problem.get("job_id") or "")
     return made
 

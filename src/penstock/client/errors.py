@@ -12,7 +12,7 @@
         │   │   └── JobNotFound         404 of a job; it may lie beyond its retention
         │   ├── StateConflict           409: the job's status does not allow it
         │   │   └── UniqueConflict      409: another job holds the unique key; ``job_id`` is that one
-        │   └── ServerUnavailable       429, 503: try again after ``retry_after`` seconds
+        │   └── ServerUnavailable       429, 503: try again after ``retry_after`` seconds; ``job_id`` may be stored
         ├── UnexpectedAnswer            the answer is not one of a Penstock server
         ├── WaitTimeout                 the job was not final in time (also a TimeoutError)
         └── JobUnsuccessful             raised by ``Job.result_or_raise``; ``job`` is the job
@@ -99,7 +99,12 @@ class UniqueConflict(StateConflict):
 
 
 class ServerUnavailable(ApiError):
-    """Say that the server cannot take the request now."""
+    """Say that the server cannot take the request now.
+
+    ``job_id``, where it is not empty, is that of a job which may have been stored all the same: ask for it.
+    """
+
+    job_id: str = ""
 
 
 class UnexpectedAnswer(PenstockClientError):

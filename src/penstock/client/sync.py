@@ -64,8 +64,9 @@ class Client:
         """Submit many jobs in batches and yield what became of each, in order; one bad item does not stop the rest.
 
         An item is a dict as for ``POST /submit`` or (task, input); ``options`` stand for what an item leaves out. The
-        iterator drives the submitting: what is not consumed is not sent. When an answer is lost the error is raised,
-        and the jobs of that batch may or may not be stored.
+        iterator drives the submitting: what is not consumed is not sent. An item whose error is a ServerUnavailable
+        with a ``job_id`` may be stored all the same. When an answer is lost the error is raised, and the jobs of that
+        batch may or may not be stored.
         """
         for index, chunk in chunks(items, options):
             yield from self._run(self._core.submit_chunk(index, chunk))

@@ -10,7 +10,8 @@
     ├── KeyHeld                 another job holds the unique key
     ├── StoreError
     │   ├── StoreUnavailable    no answer, or the server says "not now"; the call may or may not have happened
-    │   │   └── NotDurable      neither disk nor replicas have confirmed in time what was written
+    │   │   ├── NotDurable      neither disk nor replicas have confirmed in time what was written
+    │   │   └── NotSent         the store gave no answer before this was sent; nothing was written
     │   ├── StoreFull           the server is at its memory limit; nothing was written
     │   ├── QueueFull           the queue holds as many jobs as it may; this job was not taken
     │   ├── SchedulesFull       there are as many schedules as there may be; this one was not stored
@@ -91,6 +92,13 @@ class StoreUnavailable(StoreError):
 
 class NotDurable(StoreUnavailable):
     """Say that the disk or the replicas did not confirm in time what was written; it may stand all the same."""
+
+
+class NotSent(StoreUnavailable):
+    """Say that the store stopped answering before this was sent, so that it did not happen."""
+
+    def __init__(self) -> None:
+        super().__init__("the store stopped answering before this was sent")
 
 
 class StoreFull(StoreError):

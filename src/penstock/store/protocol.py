@@ -62,11 +62,13 @@ class JobStore(Protocol):
         and is ``KeyHeld`` where not. A job holds its key up to its first claim (``started``) or until it is final
         (``finished``), in any case to the end of ``for_ms`` if that is later; a cancel, an expiry and a delete free it
         at once. ``KeyHeld`` leaves an idempotency key free.
-        Answers when the jobs are as safe as ``StoreOptions.durability`` wants them, or raises ``NotDurable``: they may
+        Answers when the jobs are as safe as ``StoreOptions.durability`` wants them, else with ``NotDurable``: they may
         stand all the same, and submitting them again is safe and waits again.
-        An item's exception stands in its place in the list: ``QueueFull`` when the queue holds ``max_depth`` waiting
-        jobs, queued and delayed ones (of each partition its even part). What redrives, retries and releases bring back
-        is never refused.
+        Many jobs take several calls. Where all fail, the error is raised; else that of a call stands in the places of
+        its jobs: of ``StoreUnavailable`` they may stand, of ``NotSent`` and ``StoreFull`` they do not.
+        An item's own exception stands in its place too: ``QueueFull`` when the queue holds ``max_depth`` waiting jobs,
+        queued and delayed ones (of each partition its even part). What redrives, retries and releases bring back is
+        never refused.
         """
 
     async def claim(self, partition: int, request: ClaimRequest) -> Claimed:

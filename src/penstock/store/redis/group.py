@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from penstock.core.errors import StoreError, StoreUnavailable
+from penstock.core.errors import NotSent, StoreError, StoreUnavailable
 from penstock.core.limits import SCRIPT_BYTES, SCRIPT_ITEMS
 
 Item = TypeVar("Item")
@@ -158,9 +158,11 @@ class Group(Generic[Item, Answer]):
 
         A server that hangs would else be waited for by each of many calls in turn.
         """
+        # Of a call that was away nobody knows whether it happened; of what has not left, that it did not.
+        unsent = NotSent() if isinstance(error, StoreUnavailable) else error
         for caller, first, count in shares:
             caller.answer(first, [error] * count)
-            caller.answer(caller.sent, [error] * caller.unsent)
+            caller.answer(caller.sent, [unsent] * caller.unsent)
             self._drop(caller)
 
     def _fail_all(self, shares: Sequence[_Share[Item, Answer]]) -> None:

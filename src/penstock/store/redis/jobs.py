@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from penstock.core.errors import KeyHeld, KeyReused, QueueFull, StoreError
+from penstock.core.errors import KeyHeld, KeyReused, NotSent, QueueFull, StoreError, StoreUnavailable
 from penstock.core.ids import JobId, WorkerName, home_of_digest, partition_of
 from penstock.core.job import (
     Changed,
@@ -143,15 +143,14 @@ class RedisJobs:
         first, and told of the answer last.
         """
         if self.partitions > 1 and any(self._is_apart(job) for job in jobs):
-            return await self._submit_reserved(jobs)
-        return await self._submit(jobs)
+            return _raise_when_all_failed(await self._submit_reserved(jobs))
+        return _raise_when_all_failed(await self._submit(jobs))
 
     async def _submit(self, jobs: Sequence[NewJob]) -> list[Submitted | Exception]:
+        """Return an answer for each job, where a call failed its error for each of the jobs in it."""
         if self.partitions == 1:
-            return _raise_store_errors(await self._submits[0].add(jobs))
-        return _raise_store_errors(
-            await self._spread(jobs, lambda job: job.id, lambda partition, part: self._submits[partition].add(part))
-        )
+            return await self._submits[0].add(jobs)
+        return await self._spread(jobs, lambda job: job.id, lambda partition, part: self._submits[partition].add(part))
 
     def _key_partition(self, key: Idempotency) -> int:
         return home_of_digest(key.key) % self.partitions
@@ -188,7 +187,9 @@ class RedisJobs:
                 if isinstance(answer, Submitted):
                     # The job was there: this is the repeat of a submit that lost its answer.
                     answers[index] = msgspec.structs.replace(answer, replayed=not (answer.created or answer.existing))
-                confirms[index] = (key, confirm_fields(job.id, answer))
+                # Of a job whose call failed the key stays reserved: a repeat submits it under the same id.
+                if not _is_of_call(answer):
+                    confirms[index] = (key, confirm_fields(job.id, answer))
         # The jobs are stored whatever happens here; a repeat finds them by the reserved id.
         with contextlib.suppress(StoreError):
             await self._by_key("confirm", confirms)
@@ -501,8 +502,30 @@ def _pack_items(
 def _raise_store_errors(answers: list[Any]) -> list[Any]:
     """Raise when the whole call failed; errors of single items stay in their places."""
     for answer in answers:
-        if isinstance(answer, Exception) and not isinstance(
-            answer, ItemError | KeyHeld | KeyReused | QueueFull | UnicodeError | OverflowError
-        ):
+        if _is_of_call(answer):
             raise answer
     return answers
+
+
+def _raise_when_all_failed(answers: list[Submitted | Exception]) -> list[Submitted | Exception]:
+    """Raise when no job had an answer of its own; else the error of a call stays in the places of its jobs.
+
+    Of several errors the one is raised that leaves most open.
+    """
+    failures = [answer for answer in answers if isinstance(answer, Exception) and _is_of_call(answer)]
+    for failure in failures:
+        if not isinstance(failure, StoreError):
+            raise failure
+    if failures and len(failures) == len(answers):
+        maybe_stored = (
+            error for error in failures if isinstance(error, StoreUnavailable) and not isinstance(error, NotSent)
+        )
+        raise next(maybe_stored, failures[0])
+    return answers
+
+
+def _is_of_call(answer: Any) -> bool:
+    """Tell whether an answer is the error of a whole call, not one of its item."""
+    return isinstance(answer, Exception) and not isinstance(
+        answer, ItemError | KeyHeld | KeyReused | QueueFull | UnicodeError | OverflowError
+    )
