@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator
 
 import pytest
 
+from penstock.core.ids import JobId
 from penstock.core.job import Settle, SettleCode, Settled, Verb
 from penstock.core.limits import Limits
 from penstock.core.states import Priority, State
@@ -38,6 +40,37 @@ async def test_many_kinds_are_claimed_and_completed_in_one_call(subject: Subject
     assert await subject.count("completed") + await subject.count("completed", "mail") == 28
     assert await subject.store.release_worker(WORKER) == 0
     assert await subject.store.release_worker(OTHER_WORKER) == 0
+
+
+async def test_jobs_of_two_workers_are_completed_in_one_call(subject: Subject) -> None:
+    await subject.submit_many(4)
+    first, second = (await subject.claim(2)).jobs, (await subject.claim(2, worker=OTHER_WORKER)).jobs
+    answers = await subject.store.settle(
+        [Settle(token=job.token, verb=Verb.COMPLETE, value=b"1") for job in (*first, *second)]
+    )
+    assert answers == [Settled(code=SettleCode.DONE, state=State.COMPLETED)] * 4
+    assert await subject.audit() == []
+
+
+async def test_many_kinds_become_due_in_one_call(subject: Subject) -> None:
+    """Scheduled and retrying ones, of two queues, priorities and workers, each back in its own place."""
+    ids: dict[tuple[str, Priority], list[JobId]] = {}
+    for queue, priority in itertools.product(("default", "mail"), (Priority.HIGH, Priority.NORMAL)):
+        fields = {"queue": queue, "priority": priority}
+        tried = await subject.submit_many(2, **fields)
+        for worker in (WORKER, OTHER_WORKER):
+            job = await subject.claim_one(queues=(queue,), worker=worker)
+            await subject.settle(job.token, Verb.RETRY, delay_ms=1_000)
+        late = await subject.submit_many(1, delay_ms=1_000, expires_in_ms=60_000, **fields)
+        ids[queue, priority] = [*tried, *await subject.submit_many(2, delay_ms=1_000, **fields), *late]
+    # Those of two priorities beside each other.
+    for (queue, priority), wanted in ids.items():
+        wanted += await subject.submit_many(1, delay_ms=1_000, queue=queue, priority=priority)
+    await subject.advance(1_000)
+    assert (await subject.store.promote(0)).queued == 24
+    for (queue, priority), wanted in ids.items():
+        assert set(await subject.order(queue, priority)) == set(wanted)
+    assert await subject.audit() == []
 
 
 async def test_the_same_completion_twice_in_one_call(subject: Subject) -> None:
