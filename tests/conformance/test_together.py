@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from penstock.core.ids import JobId
-from penstock.core.job import Settle, SettleCode, Settled, Verb
+from penstock.core.job import Settle, SettleCode, Settled, Submitted, Verb
 from penstock.core.limits import Limits
 from penstock.core.states import Priority, State
 from tests.conformance import test_wait
@@ -65,7 +65,7 @@ async def test_many_kinds_become_due_in_one_call(subject: Subject) -> None:
         ids[queue, priority] = [*tried, *await subject.submit_many(2, delay_ms=1_000, **fields), *late]
     # Those of two priorities beside each other.
     for (queue, priority), wanted in ids.items():
-        wanted += await subject.submit_many(1, delay_ms=1_000, queue=queue, priority=priority)
+        wanted.extend(await subject.submit_many(1, delay_ms=1_000, queue=queue, priority=priority))
     await subject.advance(1_000)
     assert (await subject.store.promote(0)).queued == 24
     for (queue, priority), wanted in ids.items():
@@ -129,3 +129,22 @@ class TestDamagedIndex:
         await damage.connection.command("DEL", key)
         assert {await subject.state(job_id) for job_id in ids} == {State.QUEUED}
         assert [job.token.job_id for job in (await subject.claim(5)).jobs] == ids
+
+    @pytest.mark.parametrize("delay_ms", [None, 1_000], ids=["queued", "scheduled"])
+    async def test_of_a_new_job_that_cannot_be_written_nothing_stays_redis(
+        self, subject: Subject, delay_ms: int | None
+    ) -> None:
+        damage = Damage(subject)
+        key = damage.keys.key("delayed") if delay_ms else damage.keys.key("queue", "mail", "normal")
+        await damage.connection.command("SET", key, "not a sorted set")
+        good = subject.new()
+        bad = [subject.new(queue="mail", delay_ms=delay_ms, input=b'"%s"' % (b"x" * 300)) for _ in range(2)]
+        answers = await subject.store.submit([bad[0], good, bad[1], bad[0]])
+        assert [isinstance(answer, Submitted) for answer in answers] == [False, True, False, False]
+        for job in bad:
+            for kind in ("job", "input"):
+                assert await damage.connection.command("EXISTS", damage.keys.key(kind, job.id)) == 0
+        assert (await subject.count("submitted"), await subject.count("submitted", "mail")) == (1, 0)
+        await damage.connection.command("DEL", key)
+        assert all(isinstance(answer, Submitted) and answer.created for answer in await subject.store.submit(bad))
+        assert await subject.audit() == []
