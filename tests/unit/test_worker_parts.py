@@ -220,6 +220,14 @@ def test_one_of_several_queues_leaves_an_eighth_of_the_slots_to_the_others(size:
     assert (alone.room("async", "slow"), alone.rooms("async", ("slow",))) == (size, None)
 
 
+@pytest.mark.parametrize(("size", "most"), [(1, 1), (49, 49), (50, 25), (100, 50), (401, 200)])
+def test_of_many_slots_half_are_claimed_for_at_once(size: int, most: int) -> None:
+    slots = Slots({"async": size})
+    assert slots.part("async") == most
+    slots.set_ahead("async", 100)
+    assert slots.part("async") == (size + 100) // 2
+
+
 def test_a_queue_takes_as_many_slots_as_are_set() -> None:
     freed: list[str] = []
     slots = Slots({"async": 100, "thread": 8}, queues=("a", "b"), queue_slots={"a": 100, "b": 2})

@@ -246,7 +246,7 @@ class Fetcher:
         partitions = self._store.partitions
         self._turn = (self._turn + 1) % partitions
         for step in range(partitions):
-            limit = min(self._slots.free(executor), SCRIPT_ITEMS)
+            limit = min(self._slots.free(executor), self._slots.part(executor), SCRIPT_ITEMS)
             if limit <= 0 or self._stopping:
                 break
             partition = (self._turn + step) % partitions

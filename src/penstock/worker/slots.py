@@ -8,6 +8,8 @@ from penstock.handlers.registry import Executor
 
 #: While several queues are served, one slot in so many is not for a single one of them.
 KEPT_PART = 8
+#: Below so many slots a claim of half of them costs more than what it gains.
+HALVED_FROM = 50
 
 
 class Slots:
@@ -49,6 +51,11 @@ class Slots:
         ahead = self._ahead[executor]
         free = self._free[executor] + ahead
         return free if free > ahead // 2 else 0
+
+    def part(self, executor: Executor) -> int:
+        """Return how many jobs to claim at once: half of many slots, so that the store works while others run."""
+        size = self._sizes[executor] + self._ahead[executor]
+        return size if size < HALVED_FROM else size // 2
 
     def set_ahead(self, executor: Executor, jobs: int) -> None:
         """Let so many more jobs be taken than there are slots."""
