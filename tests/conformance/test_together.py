@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from penstock.core.ids import JobId
-from penstock.core.job import Settle, SettleCode, Settled, Submitted, Verb
+from penstock.core.job import HeldUntil, Settle, SettleCode, Settled, Submitted, Unique, Verb
 from penstock.core.limits import Limits
 from penstock.core.states import Priority, State
 from tests.conformance import test_wait
@@ -40,6 +40,16 @@ async def test_many_kinds_are_claimed_and_completed_in_one_call(subject: Subject
     assert await subject.count("completed") + await subject.count("completed", "mail") == 28
     assert await subject.store.release_worker(WORKER) == 0
     assert await subject.store.release_worker(OTHER_WORKER) == 0
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
+async def test_large_values_are_kept_however_the_job_is_moved(subject: Subject, together: bool) -> None:
+    big = b'"%s"' % (b"x" * 300)
+    unique = None if together else Unique(key="0" * 32, until=HeldUntil.FINISHED)
+    token = await subject.running(input=big, unique=unique)
+    assert await subject.store.input(token.job_id) == big
+    await subject.settle(token, Verb.COMPLETE, value=big)
+    assert (await subject.get(token.job_id)).result == big
 
 
 async def test_jobs_of_two_workers_are_completed_in_one_call(subject: Subject) -> None:
