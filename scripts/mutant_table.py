@@ -22,8 +22,8 @@ def _of(script: str, *patches: tuple[str, str] | tuple[str, str, str]) -> list[M
 MUTANTS = [
     *_of(
         "submit",
-        ("a bad item removes what stood there", " and begun == item[1] then", " then"),
         ("a bad item removes what the one before made", "  begun = nil\n"),
+        ("a bad item stays by half", "    take_back(begun, item[4], item[5])\n"),
         ("keys not remembered", "    remember(digest, now + item[15], item[14], answer[2], in_short(answer))\n"),
         ("conflicts use up the idempotency key", " and answer[1] ~= 'held' then", " then"),
         ("the wrong job is remembered", "item[14], answer[2], in_short", "item[14], item[1], in_short"),

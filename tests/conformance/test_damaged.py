@@ -9,7 +9,19 @@ import pytest
 
 from penstock.core.cron import Timing
 from penstock.core.ids import JobId, WorkerName
-from penstock.core.job import Idempotency, NewJob, Pruned, Reaped, Settle, SettleCode, Settled, Submitted, Verb
+from penstock.core.job import (
+    HeldUntil,
+    Idempotency,
+    NewJob,
+    Pruned,
+    Reaped,
+    Settle,
+    SettleCode,
+    Settled,
+    Submitted,
+    Unique,
+    Verb,
+)
 from penstock.core.limits import Limits
 from penstock.core.output import NewEntry, Output, OutputCode, OutputKind
 from penstock.core.states import State
@@ -234,6 +246,12 @@ async def test_a_bad_item_takes_back_no_job_that_one_before_it_made_redis(subjec
     assert isinstance(answers[0], Submitted)
     assert isinstance(answers[1], Exception)
     assert (await subject.claim_one()).token.job_id == job.id
+    # The same where the one before is written at once, since it does not go with others.
+    alone = subject.new(unique=Unique(key="1" * 32, until=HeldUntil.FINISHED))
+    answers = await subject.store.submit([alone, subject.new(idempotency=once)])
+    assert isinstance(answers[0], Submitted)
+    assert isinstance(answers[1], Exception)
+    assert (await subject.claim_one()).token.job_id == alone.id
 
 
 @pytest.mark.parametrize("kind", ["marker", "due"])

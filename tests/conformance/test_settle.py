@@ -336,3 +336,13 @@ async def test_what_was_over_its_limit_is_counted(subject: Subject) -> None:
     await subject.settle(other, Verb.FAIL, value=ERROR_JSON, over=Over.RESULT)
     assert [await subject.count("error_cut", queue) for queue in ("default", "other")] == [1, 0]
     assert [await subject.count("result_refused", queue) for queue in ("default", "other")] == [0, 1]
+
+
+async def test_what_was_over_its_limit_is_counted_of_a_completion_too(subject: Subject) -> None:
+    await subject.submit_many(2)
+    first, second = [
+        Settle(token=job.token, verb=Verb.COMPLETE, value=b"1", over=Over.RESULT)
+        for job in (await subject.claim(2)).jobs
+    ]
+    await subject.store.settle([first, second, first])
+    assert await subject.count("result_refused") == 2

@@ -40,8 +40,8 @@ for index = 1, #items do
   local item = items[index]
   begun = nil
   answers[index] = guarded(submit_once, item, index)
-  if begun and answers[index][1] == 'error' and begun == item[1] then
-    take_back(item[1], item[4], item[5])
+  if begun and answers[index][1] == 'error' then
+    take_back(begun, item[4], item[5])
   end
 end
 create_together()
