@@ -44,7 +44,7 @@ FIRST = {
     "pause": "test_queues",
     "reserve": "test_once",
     "confirm": "test_once",
-    "prune": "test_sweeps",
+    "prune": "test_removal",
     "put_schedule": "test_schedules",
     "pause_schedule": "test_schedules",
     "delete_schedule": "test_schedules",

@@ -91,6 +91,10 @@ class Dump:
         found: dict[str, Any] = msgspec.msgpack.decode(self.keys[f"job:{job_id}"])
         return found
 
+    def removals(self) -> list[tuple[int, str]]:
+        """Return when each final job may go, in that order, by what the entries of ``expire`` name."""
+        return sorted((at, job_id) for entry, at in self.zset("expire").items() for job_id in entry.split(" "))
+
     def named(self, kind: str) -> list[str]:
         """Return the names of all keys of a kind."""
         return [name for name, found in self._kinds.items() if found == kind]
@@ -152,17 +156,13 @@ class Dump:
 
     def _audit_side_indexes(self, jobs: dict[JobId, JobRecord]) -> list[str]:
         wanted: dict[str, set[str]] = {
-            "expire": {job.id for job in jobs.values() if job.state in FINAL_STATES},
             "expiry": {
                 job.id
                 for job in jobs.values()
                 if job.state not in FINAL_STATES and job.attempt == 0 and job.expires_at_ms is not None
             },
         }
-        found = {
-            "expire": set(self.zset("expire")),
-            "expiry": set(self.zset("expiry")),
-        }
+        found = {"expiry": set(self.zset("expiry"))}
         if "finished" in self.keys:
             wanted["finished"] = {
                 job.id for job in jobs.values() if job.state in FINAL_STATES and job.state is not State.FAILED
@@ -171,6 +171,10 @@ class Dump:
         problems = [
             f"{name}: {found[name]} instead of {wanted[name]}" for name in wanted if found[name] != wanted[name]
         ]
+        going = {job_id: self.job(job_id).get("until") for job_id, job in jobs.items() if job.state in FINAL_STATES}
+        problems += [f"{job_id} may go at a time" for job_id in jobs.keys() - going if "until" in self.job(job_id)]
+        if self.removals() != sorted((at, job_id) for job_id, at in going.items()):
+            problems.append(f"expire: {self.removals()} instead of {going}")
         for job_id, at in self.zset("expiry").items():
             if job_id in jobs and jobs[JobId(job_id)].expires_at_ms != at:
                 problems.append(f"{job_id} expires at {at} instead of {jobs[JobId(job_id)].expires_at_ms}")

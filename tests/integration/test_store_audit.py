@@ -145,7 +145,10 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "wrong place": (lambda s: s.change(s.queued, status="completed"), "wrong_place", "queued"),
     "wrong priority": (lambda s: s.change(s.queued, priority="low"), "wrong_place", "queued"),
     "no expiry": (lambda s: s.take("expire", member=s.completed), "no_expiry", "completed"),
-    "an expiry too early": (lambda s: s.put("expire", member=s.queued), "wrong_expiry", "queued"),
+    "an expiry too early": (lambda s: s.put("expire", member=s.completed), "no_expiry", "completed"),
+    "no time at which it may go": (lambda s: s.change(s.completed, until=None), "no_expiry", "completed"),
+    "an expiry of nothing": (lambda s: s.put("expire", member=f"{s.queued} odd"), "stray_hint", "=expire {queued} odd"),
+    "an empty expiry": (lambda s: s.put("expire", member=""), "stray_hint", "=expire "),
     "no deadline": (lambda s: s.take("expiry", member=s.expiring), "no_deadline", "expiring"),
     "a deadline too late": (lambda s: s.put("expiry", member=s.completed), "wrong_index", "completed"),
     "a schedule that cannot be read": (
@@ -282,6 +285,27 @@ async def test_each_damage_is_named(scene: Scene, name: str) -> None:
     expected = vars(scene).get(subject, subject.removeprefix("=").format(**vars(scene)))
     assert (code, expected) in {(finding.code, finding.subject) for finding in report.findings}, report.findings
     assert not report.healthy
+
+
+async def test_an_entry_names_several_jobs_that_go_together(scene: Scene) -> None:
+    """Hints that are wrong are no findings; a job that none names at its own time is one."""
+    ids = [await submit(scene.store, queue="batch") for _ in range(3)]
+    jobs = (await claim(scene.store, limit=3, queues=("batch",))).jobs
+    await scene.store.settle([Settle(token=job.token, verb=Verb.COMPLETE, value=b"1") for job in jobs])
+    assert (await audited(scene.store)).findings == ()
+    flat = await scene.store.connection.command("ZRANGE", scene.keys.key("expire"), 0, -1, "WITHSCORES")
+    entries = {entry.decode(): int(at) for entry, at in zip(flat[::2], flat[1::2], strict=True)}
+    ((entry, at),) = [(entry, at) for entry, at in entries.items() if " " in entry]
+    assert sorted(entry.split(" ")) == sorted(ids)
+    await scene.take("expire", member=entry)
+    for score, hint in (
+        (at, [ids[0], ids[1], scene.queued]),
+        (at + 1, [ids[2], ids[0]]),
+        (at - 1, [ids[2], scene.running]),
+    ):
+        await scene.put("expire", member=" ".join(hint), score=score)
+    found = {(finding.code, finding.subject) for finding in (await audited(scene.store)).findings}
+    assert found == {("no_expiry", ids[2])}
 
 
 async def test_keys_that_are_not_text_are_named(scene: Scene) -> None:

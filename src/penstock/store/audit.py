@@ -35,7 +35,7 @@ Ask = Callable[..., Awaitable[Any]]
 _EXPIRING = frozenset({"wake", "inbox", "idem", "unique"})
 _AOF = {"0": "no", "1": "yes"}
 #: What an index demands of the jobs it names: index kind -> status or group of statuses.
-_INDEX_DEMANDS = {"delayed": "delayed", "expire": "final", "expiry": "waiting"}
+_INDEX_DEMANDS = {"delayed": "delayed", "expiry": "waiting"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -385,6 +385,18 @@ class _Auditor:
             if cursor == 0:
                 return
 
+    async def _hints(self, partition: int) -> None:
+        """Name the entries of ``expire`` that are no lists of ids; that a job is gone, or goes later, is no finding."""
+        key = self._connection.keys[partition].key("expire")
+        cursor = 0
+        while True:
+            cursor, entries = await self._connection.command("ZSCAN", key, cursor, "COUNT", _CHUNK)
+            for entry, _ in entries:
+                if not all(map(parse_job_id, text_of(entry).split(" "))):
+                    self._find("stray_hint", f"expire {text_of(entry)}", "is no list of ids")
+            if cursor == 0:
+                return
+
     async def _values(self, partition: int, found: list[tuple[str, str]]) -> None:
         keys = self._connection.keys[partition]
         looks: list[tuple[str, ...]] = []
@@ -408,6 +420,9 @@ class _Auditor:
             wanted, queue = _INDEX_DEMANDS[kind], ""
         elif kind in ("schedules", "schedule_due"):
             await self._schedule_index(partition, kind)
+            return
+        elif kind == "expire":
+            await self._hints(partition)
             return
         else:
             return

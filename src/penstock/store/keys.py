@@ -57,7 +57,11 @@ KINDS: dict[str, KeyKind] = {
     ),
     "final": KeyKind("final:{}:{}", "zset", "ids completed, cancelled or expired of a queue, by finish time (Unix ms)"),
     "dead": KeyKind("dead:{}", "zset", "ids failed of a queue (the dead letter), by finish time (Unix ms)"),
-    "expire": KeyKind("expire", "zset", "ids of final jobs, by when they are pruned (Unix ms)"),
+    "expire": KeyKind(
+        "expire",
+        "zset",
+        "hints of final jobs to remove: ids of one call that go together, spaces between, by their until (Unix ms)",
+    ),
     "expiry": KeyKind("expiry", "zset", "ids not yet started that have expires_at, by it (Unix ms)"),
     "ready": KeyKind("ready", "zset", "<queue>:<priority> of non-empty queues, by depth"),
     "queues": KeyKind("queues", "set", "names of all queues ever used"),

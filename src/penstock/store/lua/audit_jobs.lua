@@ -6,6 +6,24 @@
 -- Transitions: none
 -- Flags: no-writes
 -- Uses: time, job, place_names, place, peek
+local function is_named_for_removal(id, until_ms)
+  -- By the entry of its time, or by one of its own that was put off.
+  if not until_ms then
+    return false
+  end
+  local alone = score(K.expire, id)
+  if alone and tonumber(alone) >= until_ms then
+    return true
+  end
+  local entries = redis.pcall('ZRANGEBYSCORE', K.expire, until_ms, until_ms)
+  for _, entry in ipairs(entries.err and {} or entries) do
+    if string.find(' ' .. entry .. ' ', ' ' .. id .. ' ', 1, true) then
+      return true
+    end
+  end
+  return false
+end
+
 local function audit_one(id)
   local job = load(id)
   if not next(job) then
@@ -64,11 +82,8 @@ local function audit_one(id)
     find('unwatched_lease', 'the lease of the job is not looked at when it lapses: worker ' .. job.worker .. ' is '
       .. (bound and 'too late in leases' or 'not in leases'))
   end
-  local expires = score(K.expire, id)
-  if place == 'final' and not expires then
+  if place == 'final' and not is_named_for_removal(id, tonumber(job['until'])) then
     find('no_expiry', 'the job is ' .. job.status .. ' and would never be removed')
-  elseif place ~= 'final' and expires then
-    find('wrong_expiry', 'the job is ' .. job.status .. ' and would be removed')
   end
   if job.expires and (place == 'queue' or place == 'delayed') and tonumber(job.attempt or 0) == 0 and not score(K.expiry, id) then
     find('no_deadline', 'the job has an expiry time but would not expire')

@@ -16,7 +16,7 @@ local function delete_one(id)
   if PLACES[job.status] ~= 'final' then
     return {'conflict', job.status, ''}
   end
-  leave(id, job, job.status)
+  leave(id, job, job.status, job['until'])
   if job.unique then
     let_go(id, job, true)
   end

@@ -26,7 +26,7 @@ from penstock.store.redis.topology import Topology, make_topology
 __all__ = ["BLOCK_LIMIT_S", "FORMAT", "Connection"]
 
 #: Records of another format are refused; a change of layout raises this.
-FORMAT = "2"
+FORMAT = "3"
 _META_FIELDS = ("format", "partitions", "index")
 #: How often a call follows ``MOVED`` before it gives up.
 _MOVES = 3

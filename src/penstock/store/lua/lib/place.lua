@@ -1,5 +1,5 @@
 -- Own the indexes: a job is in exactly one place, and `move` is the only way from one to another.
-local counts, gauges, touched = {}, {}, {}
+local counts, gauges, touched, struck = {}, {}, {}, {}
 local earliest_entered
 
 local function add(tally, name, queue, amount)
@@ -23,8 +23,8 @@ local function final_key(job, status)
   return K.final(status, job.queue)
 end
 
--- Name the indexes of the place that belongs to `status`; a job that is there stands in each of them.
-local function indexes_of(job, status)
+-- Name the index of the place that belongs to `status`.
+local function index_of(job, status)
   local place = PLACES[status]
   if place == 'queue' then
     return K.queue(job.queue, job.priority)
@@ -33,7 +33,7 @@ local function indexes_of(job, status)
   elseif place == 'running' then
     return K.running(job.worker)
   elseif place == 'final' then
-    return final_key(job, status), K.expire
+    return final_key(job, status)
   end
 end
 
@@ -61,14 +61,42 @@ local function tally(job, status, amount)
   end
 end
 
--- Take a job out of the place that belongs to `status`.
-local function leave(id, job, status)
-  local first, second = indexes_of(job, status)
-  if first then
-    redis.call('ZREM', first, id)
+-- An entry of `expire` names jobs that became final in one call and may go at the same time, their ids with a space between; its score
+-- is that time, which each of them has as its `until`. It is only a hint to look at them: `until` decides.
+
+-- Strike a job off the entry that names it. `flush` rewrites an entry once, whatever number of its jobs left: those that go early would
+-- otherwise stay in it until its time comes, which is most jobs where the cap removes them.
+local function strike(id, until_ms)
+  struck[until_ms] = struck[until_ms] or {}
+  struck[until_ms][id] = true
+end
+
+local function rewrite_entries(until_ms, gone)
+  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', K.expire, until_ms, until_ms)) do
+    local ids, kept = 0, {}
+    for id in string.gmatch(entry, '%S+') do
+      ids = ids + 1
+      if not gone[id] then
+        kept[#kept + 1] = id
+      end
+    end
+    if #kept < ids then
+      if kept[1] then
+        redis.call('ZADD', K.expire, until_ms, table.concat(kept, ' '))
+      end
+      redis.call('ZREM', K.expire, entry)
+    end
   end
-  if second then
-    redis.call('ZREM', second, id)
+end
+
+-- Take a job out of the place that belongs to `status`. Of a final one `until_ms` tells which entry of `expire` names it, if one does.
+local function leave(id, job, status, until_ms)
+  local index_key = index_of(job, status)
+  if index_key then
+    redis.call('ZREM', index_key, id)
+  end
+  if tonumber(until_ms) then
+    strike(id, tonumber(until_ms))
   end
   tally(job, status, -1)
 end
@@ -98,18 +126,18 @@ local function note_due(status, at)
 end
 
 -- Put a job into the place that belongs to `status`. `at` is the score: seq, due time, lease deadline or finish time.
--- `keep_ms` is how long a final job is kept.
-local function enter(id, job, status, at, keep_ms)
+-- A final job may go at `until_ms`.
+local function enter(id, job, status, at, until_ms)
   local place = PLACES[status]
   if place == 'running' then
     bound_lease(job.worker, at)
   end
-  local first, second = indexes_of(job, status)
-  if first then
-    redis.call('ZADD', first, at, id)
+  local index_key = index_of(job, status)
+  if index_key then
+    redis.call('ZADD', index_key, at, id)
   end
-  if second then
-    redis.call('ZADD', second, at + keep_ms, id)
+  if until_ms then
+    redis.call('ZADD', K.expire, until_ms, id)
   end
   tally(job, status, 1)
   note_due(status, at)
@@ -188,14 +216,14 @@ end
 -- Move a job to another status; `changes` are written to it in the same breath.
 -- It enters before it leaves: should a damaged key stop the script in between, the job is found twice, never nowhere, and
 -- whoever meets the entry that it does not agree with removes it.
-local function move(id, job, status, at, changes, keep_ms)
-  local before = job.status
+local function move(id, job, status, at, changes, until_ms)
+  local before, until_before = job.status, job['until']
   check(job, status)
-  enter(id, job, status, at, keep_ms)
+  enter(id, job, status, at, until_ms)
   apply(job, changes)
-  job.status = status
+  job.status, job['until'] = status, until_ms
   store(id, job)
-  leave(id, job, before)
+  leave(id, job, before, until_before)
   if job.unique then
     let_go(id, job)
   end
@@ -209,7 +237,7 @@ end
 
 local function finish(id, job, status, changes, retention)
   changes.finished = now
-  move(id, job, status, now, changes, kept_ms(job, status, retention))
+  move(id, job, status, now, changes, now + kept_ms(job, status, retention))
   add(counts, status, job.queue, 1)
 end
 
@@ -282,6 +310,9 @@ local function flush()
     if amount ~= 0 then
       redis.pcall('HINCRBY', K.gauges, field, amount)
     end
+  end
+  for until_ms, gone in pairs(struck) do
+    pcall(rewrite_entries, until_ms, gone)
   end
 end
 

@@ -21,18 +21,26 @@ local function group_moves(moves, status, retention)
   for index = 1, #moves do
     local one = moves[index]
     local job = one.job
+    if is_final then
+      one.until_ms = one.at + kept_ms(job, status, retention)
+    end
     if not is_plain(job) then
       others[#others + 1] = one
     else
       if not (group and group.job.queue == job.queue and group.job.priority == job.priority and group.job.worker == job.worker) then
-        group, size = {job = job, moves = {}, ids = {}, first = {}, second = {}}, 0
+        group, size = {job = job, moves = {}, ids = {}, scored = {}, leaving = {}}, 0
         groups[#groups + 1] = group
       end
       size = size + 1
       group.moves[size], group.ids[size] = one, one.id
-      group.first[2 * size - 1], group.first[2 * size] = one.at, one.id
+      group.scored[2 * size - 1], group.scored[2 * size] = one.at, one.id
       if is_final then
-        group.second[2 * size - 1], group.second[2 * size] = one.at + kept_ms(job, status, retention), one.id
+        local ids = group.leaving[one.until_ms]
+        if not ids then
+          ids = {}
+          group.leaving[one.until_ms] = ids
+        end
+        ids[#ids + 1] = one.id
       end
     end
   end
@@ -42,23 +50,26 @@ end
 -- Write the indexes that a group goes to; false when one is damaged.
 local function enter_together(group, status)
   -- One claim gives all its jobs one deadline.
-  if PLACES[status] == 'running' and not pcall(bound_lease, group.job.worker, group.first[1]) then
+  if PLACES[status] == 'running' and not pcall(bound_lease, group.job.worker, group.scored[1]) then
     return false
   end
-  local first, second = indexes_of(group.job, status)
-  return type(redis.pcall('ZADD', first, unpack(group.first))) ~= 'table'
-    and (not second or type(redis.pcall('ZADD', second, unpack(group.second))) ~= 'table')
+  if type(redis.pcall('ZADD', index_of(group.job, status), unpack(group.scored))) == 'table' then
+    return false
+  end
+  for until_ms, ids in pairs(group.leaving) do
+    if type(redis.pcall('ZADD', K.expire, until_ms, table.concat(ids, ' '))) == 'table' then
+      return false
+    end
+  end
+  return true
 end
 
 -- Take the jobs of a group out of the indexes where they stood. Should one stay behind, whoever meets the entry that its job does
 -- not agree with removes it.
 local function leave_together(group, before, status)
-  local first, second = indexes_of(group.job, before)
-  if first then
-    redis.pcall('ZREM', first, unpack(group.ids))
-  end
-  if second then
-    redis.pcall('ZREM', second, unpack(group.ids))
+  local index_key = index_of(group.job, before)
+  if index_key then
+    redis.pcall('ZREM', index_key, unpack(group.ids))
   end
   tally(group.job, before, -#group.ids)
   tally(group.job, status, #group.ids)
@@ -69,12 +80,11 @@ local function leave_together(group, before, status)
   end
 end
 
-local function move_alone(one, status, retention)
+local function move_alone(one, status)
   if one.texts then
     redis.call('MSET', unpack(one.texts))
   end
-  local keep_ms = PLACES[status] == 'final' and kept_ms(one.job, status, retention) or nil
-  move(one.id, one.job, status, one.at, {}, keep_ms)
+  move(one.id, one.job, status, one.at, {}, one.until_ms)
 end
 
 -- Move jobs of one status, or new ones, to another, each {id, job, at, texts: keys and what is to be stored there}, no id twice; the
@@ -96,7 +106,7 @@ local function move_together(moves, status, retention)
           size = size + 1
           texts[size] = one.texts[place]
         end
-        one.job.status = status
+        one.job.status, one.job['until'] = status, one.until_ms
         one.text = cmsgpack.pack(one.job)
         texts[size + 1], texts[size + 2] = K.job(one.id), one.text
         size = size + 2
@@ -114,7 +124,7 @@ local function move_together(moves, status, retention)
     end
   end
   for _, one in ipairs(others) do
-    local ok, failure = pcall(move_alone, one, status, retention)
+    local ok, failure = pcall(move_alone, one, status)
     one.failed = not ok and failure or nil
   end
 end
