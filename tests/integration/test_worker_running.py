@@ -97,6 +97,25 @@ async def test_no_more_is_claimed_than_there_are_slots(task: str, slots: int, pa
         assert max(claimed) <= 3
 
 
+async def test_short_jobs_for_the_pool_are_claimed_ahead_of_its_processes() -> None:
+    store = memory_store()
+    claimed: list[int] = []
+    claim = store.claim
+
+    async def watched_claim(partition: int, request: ClaimRequest):  # type: ignore[no-untyped-def]
+        answer = await claim(partition, request)
+        claimed.append(request.limit)
+        return answer
+
+    store.claim = watched_claim  # type: ignore[method-assign]
+    ids = await submit(store, *[new_job("cube", {"width": 2}) for _ in range(400)])
+    async with working(store, pool_processes=1):
+        records = [await finished(store, job_id) for job_id in ids]
+    # Not each at its first attempt: some may have gone back for having waited, which is not counted.
+    assert {(record.state, record.counted, record.lost) for record in records} == {(State.COMPLETED, 0, 0)}
+    assert max(claimed) > 1
+
+
 async def test_without_a_setting_the_queues_of_the_tasks_are_served_too() -> None:
     store = memory_store()
     async with working(store, modules=[OTHER_TASKS]):

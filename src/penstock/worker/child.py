@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 from collections.abc import Coroutine
 from typing import Any
@@ -64,7 +65,7 @@ def run_in_child(job: ChildJob) -> Outcome:
 
     stop.on_ask(tell)
     try:
-        value = _call(_task(job), job, stop, flag)
+        value = _call(_task(job.module, job.name), job, stop, flag)
     except asyncio.CancelledError as error:
         return Cancelled() if stop.asked else outcomes.raised(error, limit=job.error_bytes)
     except BaseException as error:  # noqa: BLE001 - a handler that calls sys.exit() has failed, not the child
@@ -74,11 +75,12 @@ def run_in_child(job: ChildJob) -> Outcome:
     return outcomes.succeeded(value, limit=job.result_bytes)
 
 
-def _task(job: ChildJob) -> Task[..., Any]:
-    for found in find_tasks(loader.import_module(job.module)):
-        if found.name == job.name:
+@functools.cache
+def _task(module: str, name: str) -> Task[..., Any]:
+    for found in find_tasks(loader.import_module(module)):
+        if found.name == name:
             return found
-    raise LookupError(f"module {job.module!r} has no task {job.name!r} in a child process")
+    raise LookupError(f"module {module!r} has no task {name!r} in a child process")
 
 
 def _call(task: Task[..., Any], job: ChildJob, stop: Stop, flag: CancelFlag) -> Any:

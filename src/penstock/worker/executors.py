@@ -1,21 +1,19 @@
-"""Run a handler on the loop, on a thread or in a child process, and say how it ended."""
+"""Say what an executor is and what handlers are called with, and run those that live on the loop."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from penstock.core.limits import Limits
 from penstock.core.outcome import Cancelled, Outcome, Released
-from penstock.core.output import OutputKind
 from penstock.handlers.context import Context, deadline_of
 from penstock.handlers.registry import Registry
 from penstock.worker import outcomes
 from penstock.worker.active import ActiveJob, StopCause
-from penstock.worker.child import PROGRESS, ChildJob, run_in_child
 from penstock.worker.output import AttemptOutput, OutputWriter
-from penstock.worker.pool import STOP_GRACE_S, ChildDied, ChildStopped, ChildTimedOut, ProcessPool
+from penstock.worker.pool import STOP_GRACE_S
 
 
 class Attempts(Protocol):
@@ -197,95 +195,3 @@ class _LoopClock:
         self._job.flag.requested = True
         self._handler.cancel()
         self._timer = self._loop.call_later(STOP_GRACE_S, self._attempts.detach, self._job, self._handler, self.outcome)
-
-
-class ProcessExecutor:
-    """Run functions in child processes; a cancel and the timeout tell the function, and kill a child that goes on."""
-
-    def __init__(self, handlers: Handlers, pool: ProcessPool) -> None:
-        self._handlers = handlers
-        self._pool = pool
-        self._loop = asyncio.get_running_loop()
-        self._running: set[asyncio.Task[None]] = set()
-
-    def begin(self, job: ActiveJob, text: bytes, attempts: Attempts) -> None:
-        """See ``JobExecutor.begin``."""
-        running = self._loop.create_task(self._run(job, text, attempts))
-        self._running.add(running)
-        running.add_done_callback(self._running.discard)
-
-    def withdraw(self) -> None:
-        """See ``JobExecutor.withdraw``: none waits here."""
-
-    def abandon(self) -> None:
-        """See ``JobExecutor.abandon``."""
-        for running in self._running:
-            running.cancel()
-
-    async def _run(self, job: ActiveJob, text: bytes, attempts: Attempts) -> None:
-        if job.cause is not None:
-            attempts.end(job, outcome_of_stop(job.cause, job))
-            return
-        attempts.mark_started(job)
-        attempts.end(job, await self._outcome(job, text))
-
-    async def _outcome(self, job: ActiveJob, text: bytes) -> Outcome | None:
-        claimed, limits, timeout_ms = job.claimed, self._handlers.limits, job.policy.timeout_ms
-        child_job = ChildJob(
-            module=self._handlers.registry.module_of(job.task.name),
-            name=job.task.name,
-            input=text,
-            id=claimed.token.job_id,
-            task=claimed.task,
-            queue=claimed.queue,
-            attempt=claimed.token.attempt,
-            counted=claimed.counted,
-            previous_outcome=claimed.previous.value if claimed.previous else None,
-            timeout_ms=timeout_ms,
-            schedule=claimed.options.schedule,
-            scheduled_for_ms=claimed.options.scheduled_for_ms,
-            result_bytes=limits.result_bytes,
-            error_bytes=limits.error_bytes,
-        )
-        call = self._pool.begin(
-            run_in_child,
-            child_job,
-            timeout_s=None if timeout_ms is None else timeout_ms / 1000,
-            on_told=self._listener(job) if job.task.binder.context_name is not None else None,
-        )
-        killing: list[asyncio.TimerHandle] = []
-
-        def stop(_job: ActiveJob, cause: StopCause) -> None:
-            if cause is StopCause.CANCEL:
-                call.ask()
-                killing.append(asyncio.get_running_loop().call_later(STOP_GRACE_S, call.kill))
-            else:
-                call.kill()
-
-        job.stopper = stop
-        try:
-            outcome: Outcome = await call.future
-        except ChildTimedOut:
-            return outcomes.timed_out(timeout_ms or 0)
-        except ChildDied as error:
-            return outcomes.child_died(error.exit_code)
-        except ChildStopped:
-            return outcome_of_stop(job.cause or StopCause.DRAIN, job)
-        except Exception as error:  # noqa: BLE001 - the pool's own trouble must end as a failed attempt
-            return outcomes.raised(error, limit=limits.error_bytes)
-        finally:
-            job.stopper = None
-            for timer in killing:
-                timer.cancel()
-        return None if job.cause is StopCause.STALE else outcome
-
-    def _listener(self, job: ActiveJob) -> Callable[[str, bytes], None]:
-        output = self._handlers.open_output(job)
-
-        def told(what: str, value: bytes) -> None:
-            if what == PROGRESS:
-                job.report(value)
-            else:
-                output.add(OutputKind(what), value)
-
-        return told

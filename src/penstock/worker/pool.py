@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import pickle
 import queue
+import select
 import subprocess
 import sys
 import threading
@@ -49,32 +50,26 @@ class ChildStopped(Exception):
 class Call:
     """Be one piece of work. ``ask`` tells it to end and ``kill`` ends it, from any thread, started or not."""
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        timeout_s: float | None,
-        on_told: Callable[[str, bytes], None] | None = None,
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], timeout_s: float | None) -> None:
         self.function = function
-        self.on_told = on_told
         self.arguments = arguments
         self.timeout_s = timeout_s
         self.killed = False
         #: Its timeout has passed.
         self.late = False
-        self._loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Any] = self._loop.create_future()
+        #: When a child took it up, 0 before.
+        self.begun_s = 0.0
         self._process: subprocess.Popen[bytes] | None = None
-        self._ask: Callable[[], None] | None = None
+        self._lifeline = self._number = 0
         self._lock = threading.Lock()
 
     def ask(self) -> None:
         """Tell the work to end; what has not started never does."""
         with self._lock:
-            if self._ask is not None:
-                self._ask()
-            elif self._process is None:
+            if self._process is not None:
+                with contextlib.suppress(OSError):
+                    os.write(self._lifeline, NUMBER.pack(self._number))
+            elif not self.begun_s:
                 self.killed = True
 
     def kill(self) -> None:
@@ -84,20 +79,49 @@ class Call:
             if self._process is not None:
                 self._process.kill()
 
-    def enter(self, process: subprocess.Popen[bytes], ask: Callable[[], None]) -> bool:
-        """Note the child that begins the work, and how to ask it to end; False when it was stopped before."""
+    def withdraw(self) -> bool:
+        """Take back work that no child has taken up; tell whether it was so, and then none will."""
+        with self._lock:
+            if self.begun_s:
+                return False
+            self.killed = True
+            return True
+
+    def enter(self, process: subprocess.Popen[bytes], lifeline: int, number: int) -> bool:
+        """Note the child that begins the work, and by which number it is asked to end; False when it was stopped."""
         with self._lock:
             if self.killed:
                 return False
-            self._process, self._ask = process, ask
+            self.begins()
+            self.begun_s = time.monotonic()
+            self._process, self._lifeline, self._number = process, lifeline, number
             return True
 
     def leave(self) -> None:
         """Note that the child is done, so that a late ``kill`` does not reach the next work."""
         with self._lock:
-            self._process = self._ask = None
+            self._process = None
 
-    def answer(self, value: Any = None, error: BaseException | None = None) -> None:
+    def begins(self) -> None:
+        """Learn, on a thread of the pool, that a child takes the work up now; a ``withdraw`` waits for it."""
+
+    def told(self, what: str, value: bytes) -> None:
+        """Take, on a thread of the pool, what the function tells through ``pool_child.TELL``; must not raise."""
+
+    def answer(self, value: Any, error: BaseException | None) -> None:
+        """Take, on a thread of the pool, what came of it."""
+        raise NotImplementedError
+
+
+class AwaitedCall(Call):
+    """Be work whose answer comes as a future's."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], timeout_s: float | None) -> None:
+        super().__init__(function, arguments, timeout_s)
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Any] = self._loop.create_future()
+
+    def answer(self, value: Any, error: BaseException | None) -> None:
         """Hand the answer to the loop; nobody listens when the loop is gone."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._set, value, error)
@@ -130,24 +154,14 @@ class ProcessPool:
         """Run ``initializer(*arguments)`` once in each child that starts from now on."""
         self._start = (initializer, arguments)
 
-    def begin(
-        self,
-        function: Callable[..., Any],
-        *arguments: Any,
-        timeout_s: float | None = None,
-        on_told: Callable[[str, bytes], None] | None = None,
-    ) -> Call:
-        """Queue a call and return it; the timeout counts from when a child takes the work up.
+    def put(self, call: Call) -> None:
+        """Queue a call; its timeout counts from when a child takes the work up.
 
         At the timeout the work is asked to end, and its child killed where it goes on for ``STOP_GRACE_S``; both are
-        ``ChildTimedOut``.
-
-        ``on_told`` gets, on a thread of the pool, what the function tells through ``pool_child.TELL``; must not raise.
-        Its future raises ``ChildDied``, ``ChildTimedOut``, ``ChildStopped`` or what the function raised.
+        ``ChildTimedOut``. Its answer can also be ``ChildDied``, ``ChildStopped`` or what the function raised.
         """
         if self._closed:
             raise RuntimeError("the pool is closed")
-        call = Call(function, arguments, timeout_s, on_told)
         with self._lock:
             self._unfinished += 1
             if len(self._slots) < min(self._unfinished, self.size):
@@ -155,6 +169,11 @@ class ProcessPool:
                 self._slots.append(slot)
                 slot.start()
         self._work.put(call)
+
+    def begin(self, function: Callable[..., Any], *arguments: Any, timeout_s: float | None = None) -> AwaitedCall:
+        """Queue a call and return it, with a future."""
+        call = AwaitedCall(function, arguments, timeout_s)
+        self.put(call)
         return call
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -215,6 +234,7 @@ class _Slot(threading.Thread):
         super().__init__(name="penstock-pool", daemon=True)
         self._pool = pool
         self._child: tuple[subprocess.Popen[bytes], Connection[Any, Any], int] | None = None
+        self._poll = select.poll()
         #: How many calls the child has taken up.
         self._calls = 0
         self.closing = False
@@ -245,19 +265,15 @@ class _Slot(threading.Thread):
         work = pickle.dumps((call.function, call.arguments))
         process, pipe = self._ready_child()
         assert self._child is not None
-        lifeline, number = self._child[2], NUMBER.pack(self._calls + 1)
-
-        def ask() -> None:
-            with contextlib.suppress(OSError):
-                os.write(lifeline, number)
-
-        if not call.enter(process, ask):
+        if not call.enter(process, self._child[2], self._calls + 1):
             raise ChildStopped
         self._calls += 1
         try:
             pipe.send_bytes(work)
             kind, value = self._await_answer(call, process, pipe)
         except (EOFError, OSError) as error:
+            # The lifeline closes: nothing more can be asked.
+            call.leave()
             exit_code = self._end(grace_s=1.0)
             if self._unwanted(call):
                 raise ChildStopped from error
@@ -273,18 +289,19 @@ class _Slot(threading.Thread):
     ) -> tuple[str, Any]:
         deadline = None if call.timeout_s is None else time.monotonic() + call.timeout_s
         while True:
-            is_ready = pipe.poll(LOOK_S if deadline is None else max(0.0, min(LOOK_S, deadline - time.monotonic())))
-            if is_ready:
+            wait_s = LOOK_S if deadline is None else max(0.0, min(LOOK_S, deadline - time.monotonic()))
+            # Not the pipe's own poll(), which sets up a selector each time.
+            if self._poll.poll(wait_s * 1000):
                 kind, value = pipe.recv()
                 if kind != TOLD:
                     return kind, value
-                if call.on_told is not None:
-                    call.on_told(*value)
+                call.told(*value)
             elif process.poll() is not None:
                 raise EOFError
             # Also for one that tells without end.
             if deadline is not None and time.monotonic() >= deadline:
                 if call.late:
+                    call.leave()
                     self._end()
                     raise ChildTimedOut
                 call.late = True
@@ -301,6 +318,7 @@ class _Slot(threading.Thread):
         self._calls = 0
         self._child = self._pool.start_child()
         process, pipe, _lifeline = self._child
+        self._poll.register(pipe, select.POLLIN)
         if self.closing:
             process.kill()
         try:
@@ -321,6 +339,8 @@ class _Slot(threading.Thread):
         if child is None:
             return None
         process, pipe, lifeline = child
+        with contextlib.suppress(KeyError):
+            self._poll.unregister(pipe)
         pipe.close()
         try:
             process.wait(grace_s)

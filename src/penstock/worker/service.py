@@ -30,7 +30,7 @@ from penstock.store.upkeep import Upkeep
 from penstock.worker.active import ActiveJob, Place, StopCause
 from penstock.worker.child import start_child
 from penstock.worker.decide import Policy, policy_of
-from penstock.worker.executors import Handlers, JobExecutor, LoopExecutor, ProcessExecutor
+from penstock.worker.executors import Handlers, JobExecutor, LoopExecutor
 from penstock.worker.fetcher import Fetcher
 from penstock.worker.lease_table import LeaseWriter
 from penstock.worker.leases import Held, LeaseKeeper, LeaseTask, LeaseThread, StoreFactory
@@ -38,6 +38,7 @@ from penstock.worker.loader import load_modules
 from penstock.worker.options import WorkerOptions
 from penstock.worker.output import OutputWriter
 from penstock.worker.pool import STOP_GRACE_S, ProcessPool
+from penstock.worker.process_executor import ProcessExecutor
 from penstock.worker.runner import Runner
 from penstock.worker.settler import Settler
 from penstock.worker.slots import Slots
@@ -241,11 +242,11 @@ class Worker:
         if self._writer is not None:
             self._writer.begin(nonce)
         handlers = Handlers(self._registry, resources, options.limits, OutputWriter(self._store))
-        set_ahead = functools.partial(self._slots.set_ahead, "thread")
+        set_ahead = self._slots.set_ahead
         executors: dict[Executor, JobExecutor] = {
             "async": LoopExecutor(handlers),
-            "thread": ThreadExecutor(handlers, self._threads, set_ahead),
-            "process": ProcessExecutor(handlers, self._pool),
+            "thread": ThreadExecutor(handlers, self._threads, functools.partial(set_ahead, "thread")),
+            "process": ProcessExecutor(handlers, self._pool, functools.partial(set_ahead, "process")),
         }
         self._runner = Runner(
             self._store,

@@ -172,7 +172,7 @@ class Supervisor:
         options = self._options
         pool = options.pool_processes or os.cpu_count() or 1
         # Ended jobs whose end is not written yet have given their slots back, so there are more leases than slots.
-        table = lease_table.create(options.concurrency + options.threads + pool + 2 * SCRIPT_ITEMS)
+        table = lease_table.create(options.concurrency + options.threads + pool + 3 * SCRIPT_ITEMS)
         # Never a name again: what is given back for a dead one must not be another's.
         name = WorkerName(f"{self._name}-{secrets.token_hex(3)}")
         theirs, ours = os.pipe()
