@@ -251,7 +251,7 @@ MUTANTS = [
         ("state not checked", "  if PLACES[job.status] ~= 'final' then\n", "  if false then\n"),
         ("stays in its place", "  leave(id, job, job.status, job['until'])\n"),
         ("its entry stays", "job.status, job['until'])", "job.status)"),
-        ("keys stay", "  remove_job(id)\n"),
+        ("keys stay", "  remove_job(id, job)\n"),
         ("totals not written", "flush()\nreturn answers", "return answers"),
     ),
     *_of(
@@ -421,7 +421,7 @@ MUTANTS = [
         ),
         ("stray entries stay", "    redis.call('ZREM', index_key, id)\n"),
         ("stays in its place", "  leave(id, job, job.status, until_ms)\n"),
-        ("keys stay", "  remove_job(id)\n"),
+        ("keys stay", "  remove_job(id, job)\n"),
         ("not counted", "  add(counts, counted_as, job.queue, 1)\n"),
         ("dropped dead letters are counted as others", "K.dead(queue), 'dead_dropped'", "K.dead(queue), 'dropped'"),
         ("one dead letter too many", "- dead_cap, limit", "- dead_cap - 1, limit"),
@@ -681,6 +681,9 @@ MUTANTS = [
     *_of(
         "lib/job",
         ("input stays", "K.job(id), K.input(id), ", "K.job(id), "),
+        ("a long input is not looked for", "if job and job.input and ", "if job and "),
+        ("what attempts left is not looked for", "not (job.before or job.output) and ", ""),
+        ("a long result is not looked for", " and (job.result or job.status ~= 'completed') then", " then"),
         ("result stays", "K.result(id), ", ""),
         ("log stays", "K.log(id), ", ""),
         ("stream stays", ", K.stream(id))", ")"),

@@ -180,3 +180,26 @@ class TestHints:
         assert await subject.store.settle(settles) == [Settled(code=SettleCode.DONE, state=State.COMPLETED)] * 2
         await subject.advance(KEPT_MS)
         assert await subject.store.prune(0) == Pruned(expired=2)
+
+
+LONG = b'"' + b"x" * 300 + b'"'
+
+
+@pytest.mark.parametrize("how", ["delete", "age", "cap"])
+@pytest.mark.parametrize(("given", "made"), [(b"1", b"1"), (LONG, b"1"), (b"1", LONG), (LONG, LONG)])
+async def test_long_values_go_with_their_job(make_subject: MakeSubject, how: str, given: bytes, made: bytes) -> None:
+    # What is left of a job that is gone fails the check at the end of each test.
+    subject = await make_subject(1, Limits(retention_ms=KEPT_MS, finished_jobs=0 if how == "cap" else 10))
+    token = await subject.running(input=given)
+    await subject.settle(token, Verb.COMPLETE, value=made)
+    if how == "delete":
+        await subject.store.delete([token.job_id])
+    else:
+        await subject.advance(KEPT_MS if how == "age" else 0)
+        await subject.store.prune(0)
+        if how == "cap":
+            # At least one is kept.
+            other = await subject.running()
+            await subject.settle(other, Verb.COMPLETE, value=b"1")
+            await subject.store.prune(0)
+    assert await subject.store.get(token.job_id) is None

@@ -20,7 +20,7 @@ local function delete_one(id)
   if job.unique then
     let_go(id, job, true)
   end
-  remove_job(id)
+  remove_job(id, job)
   return {'done', job.status, ''}
 end
 

@@ -13,7 +13,7 @@ local finished_before = tonumber(redis.call('HGET', K.gauges, 'finished:') or 0)
 
 local function remove_final(id, job, counted_as, until_ms)
   leave(id, job, job.status, until_ms)
-  remove_job(id)
+  remove_job(id, job)
   add(counts, counted_as, job.queue, 1)
 end
 
@@ -69,8 +69,8 @@ local function remove_aged()
   return removed
 end
 
-local function drop_one(id, index_key, counted_as)
-  local job = load(id)
+local function drop_one(id, text, index_key, counted_as)
+  local job = load(id, text)
   if PLACES[job.status] ~= 'final' then
     redis.call('ZREM', index_key, id)
     return 0
@@ -80,8 +80,8 @@ local function drop_one(id, index_key, counted_as)
 end
 
 -- A damaged job must not stop the sweep.
-local function drop(id, index_key, counted_as)
-  local ok, dropped = pcall(drop_one, id, index_key, counted_as)
+local function drop(id, text, index_key, counted_as)
+  local ok, dropped = pcall(drop_one, id, text, index_key, counted_as)
   return ok and dropped or 0
 end
 
@@ -93,8 +93,10 @@ local dead_removed = 0
 for _, queue in ipairs(queues) do
   local excess = math.min(redis.call('ZCARD', K.dead(queue)) - dead_cap, limit - dead_removed)
   if excess > 0 then
-    for _, id in ipairs(redis.call('ZRANGE', K.dead(queue), 0, excess - 1)) do
-      dead_removed = dead_removed + drop(id, K.dead(queue), 'dead_dropped')
+    local ids = redis.call('ZRANGE', K.dead(queue), 0, excess - 1)
+    local texts = read_all(ids)
+    for index, id in ipairs(ids) do
+      dead_removed = dead_removed + drop(id, texts[index], K.dead(queue), 'dead_dropped')
     end
   end
 end
@@ -123,9 +125,13 @@ end
 
 local excess = math.min(finished_before + (gauges['finished:'] or 0) - finished_cap, limit)
 if excess > 0 then
-  local found = oldest_finished(queues, excess)
+  local found, ids = oldest_finished(queues, excess), {}
   for position = 1, math.min(excess, #found) do
-    capped = capped + drop(found[position].id, found[position].index_key, 'dropped')
+    ids[position] = found[position].id
+  end
+  local texts = read_all(ids)
+  for position = 1, #ids do
+    capped = capped + drop(ids[position], texts[position], found[position].index_key, 'dropped')
   end
 end
 flush()

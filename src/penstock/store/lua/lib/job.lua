@@ -55,8 +55,13 @@ local function put_value(job, name, key_of, id, value)
   return {key_of(id), value}
 end
 
-local function remove_job(id)
-  redis.call('DEL', K.job(id), K.input(id), K.result(id), K.attempts(id), K.log(id), K.stream(id))
+-- Remove a job with all its keys. Most have no key beside their own, and what a job holds tells so; without `job` all are tried.
+local function remove_job(id, job)
+  if job and job.input and not (job.before or job.output) and (job.result or job.status ~= 'completed') then
+    redis.call('DEL', K.job(id))
+  else
+    redis.call('DEL', K.job(id), K.input(id), K.result(id), K.attempts(id), K.log(id), K.stream(id))
+  end
 end
 
 -- Record how the job's latest attempt ended; only the newest records are kept. Errors are opaque JSON; the worker's name may
