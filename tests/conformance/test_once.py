@@ -209,3 +209,12 @@ async def test_a_key_reserved_twice_by_the_same_submit_is_free_after_its_refusal
     (answer,) = await subject.store.submit([job])
     assert isinstance(answer, Submitted)
     assert (answer.id, answer.created) == (job.id, True)
+
+
+async def test_a_repeat_lists_no_other_queue(make_subject: MakeSubject) -> None:
+    # The key belongs to another partition than the jobs, so that the second goes out under the id of the first.
+    subject = await make_subject(2)
+    jobs = [subject.new(home=0, queue=queue, idempotency=once()) for queue in ("a", "b")]
+    answers = await subject.store.submit(jobs)
+    assert [answer.id for answer in answers if isinstance(answer, Submitted)] == [jobs[0].id] * 2
+    assert [queue.name for queue in await subject.store.queues()] == ["a"]

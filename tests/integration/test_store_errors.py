@@ -18,6 +18,7 @@ from penstock.core.job import Settle, Settled, Submitted, Verb
 from penstock.core.limits import SCRIPT_BYTES, SCRIPT_ITEMS
 from penstock.core.states import State
 from penstock.store.redis.codec import ItemError
+from penstock.store.redis.connection import FORMAT
 from penstock.store.redis.errors import map_error
 from penstock.store.redis.group import Group
 from tests.integration.store_support import claim, new_job, server_in, store_at, submit
@@ -178,7 +179,7 @@ class TestMismatch:
             await submit(store)
             await store.connection.command("HSET", store.connection.keys[0].key("meta"), "format", "99")
         async with store_at(valkey_url, namespace) as other:
-            with pytest.raises(StoreMismatch, match="data of format 99, this release works with format 2"):
+            with pytest.raises(StoreMismatch, match=f"data of format 99, this release works with format {FORMAT}"):
                 await submit(other)
 
     async def test_two_that_start_at_once_with_different_partitions(self, valkey_url: str, namespace: str) -> None:

@@ -376,10 +376,10 @@ class MemoryStore:
         # Values are JSON text; one that is not UTF-8 is refused before anything is written.
         new.input.decode()
         part = self._parts[partition_of(new.id, self.partitions)]
-        part.known_queues.add(new.queue)
         found = self._find(new.id)
         if found:
             return _submitted(found[1], created=False)
+        part.known_queues.add(new.queue)
         now_ms = self._now()
         lock = part.holder(new.unique.key, now_ms) if new.unique else None
         standing = part.jobs.get(lock.job_id) if lock else None

@@ -74,11 +74,6 @@ end
 -- answer, a plain job is written by `create_together`. It may be known not to stand: `is_new`.
 local function submit_one(item, block, index, is_new)
   local id, task, job_type, queue, priority, input, options = item[1], item[2], item[3], item[4], item[5], item[6], item[7]
-  -- First, so that no job ever stands in a queue that nobody lists.
-  if not known_queues[queue] then
-    redis.call('SADD', K.queues, queue)
-    known_queues[queue] = true
-  end
   if made[id] then
     create_together()
   end
@@ -88,6 +83,11 @@ local function submit_one(item, block, index, is_new)
       error('the job that stands under this id is damaged')
     end
     return {'exists', id, standing.status, standing.created, PLACES[standing.status] == 'delayed' and standing.due or '', standing.expires or ''}
+  end
+  -- Before any other write, so that no job ever stands in a queue that nobody lists.
+  if not known_queues[queue] then
+    redis.call('SADD', K.queues, queue)
+    known_queues[queue] = true
   end
   local digest, on_conflict = item[16], item[19]
   local holder = digest and holder_of(digest)
