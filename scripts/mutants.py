@@ -18,7 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from scripts.mutant_table import MUTANTS, Mutant
+from scripts.mutant import Mutant
+from scripts.mutants_of_libraries import OF_LIBRARIES
+from scripts.mutants_of_verbs import OF_VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 LUA = Path("penstock/store/lua")
@@ -69,7 +71,11 @@ def main() -> int:
     parser.add_argument("--only", metavar="TEXT", nargs="+", default=[""], help="mutants with TEXT in script or name")
     parser.add_argument("--list", action="store_true", help="check that all patches apply, and list them")
     options = parser.parse_args()
-    chosen = [mutant for mutant in MUTANTS if any(text in f"{mutant.script}: {mutant.name}" for text in options.only)]
+    chosen = [
+        mutant
+        for mutant in OF_VERBS + OF_LIBRARIES
+        if any(text in f"{mutant.script}: {mutant.name}" for text in options.only)
+    ]
     stale = [problem for mutant in chosen if (problem := _problem(mutant))]
     if stale or not chosen:
         print("\n".join(stale) or "no such mutant", file=sys.stderr)

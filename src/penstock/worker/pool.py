@@ -6,6 +6,7 @@ touches nothing else. Children start when first needed, as fresh interpreters th
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import multiprocessing
@@ -47,7 +48,7 @@ class ChildStopped(Exception):
     """Say that the work was stopped by ``Call.kill``."""
 
 
-class Call:
+class Call(abc.ABC):
     """Be one piece of work. ``ask`` tells it to end and ``kill`` ends it, from any thread, started or not."""
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], timeout_s: float | None) -> None:
@@ -102,15 +103,15 @@ class Call:
         with self._lock:
             self._process = None
 
-    def begins(self) -> None:
+    def begins(self) -> None:  # noqa: B027 - not all need to know
         """Learn, on a thread of the pool, that a child takes the work up now; a ``withdraw`` waits for it."""
 
-    def told(self, what: str, value: bytes) -> None:
+    def told(self, what: str, value: bytes) -> None:  # noqa: B027 - not all are told anything
         """Take, on a thread of the pool, what the function tells through ``pool_child.TELL``; must not raise."""
 
+    @abc.abstractmethod
     def answer(self, value: Any, error: BaseException | None) -> None:
         """Take, on a thread of the pool, what came of it."""
-        raise NotImplementedError
 
 
 class AwaitedCall(Call):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from penstock.core.outcome import Outcome
@@ -18,6 +17,7 @@ from penstock.worker.child import PROGRESS, ChildJob, run_in_child
 from penstock.worker.executors import Attempts, Handlers, outcome_of_stop
 from penstock.worker.output import AttemptOutput
 from penstock.worker.pool import STOP_GRACE_S, Call, ChildDied, ChildStopped, ChildTimedOut, ProcessPool
+from penstock.worker.to_loop import ToLoop
 
 
 class ProcessExecutor:
@@ -39,8 +39,7 @@ class ProcessExecutor:
         self.unended = 0
         #: What no child may have taken up, oldest first.
         self._waiting: deque[_ProcessRun] = deque()
-        self._returned: deque[tuple[_ProcessRun, Any, BaseException | None]] = deque()
-        self._called = False
+        self.returned = ToLoop(self._take_back)
         self._look: asyncio.TimerHandle | None = None
 
     def begin(self, job: ActiveJob, text: bytes, attempts: Attempts) -> None:
@@ -85,21 +84,9 @@ class ProcessExecutor:
         if self.unended > self._pool.size or self._ahead.jobs:
             self._look_soon()
 
-    def hand_back(self, run: _ProcessRun, value: Any, error: BaseException | None) -> None:
-        """Give an answer to the loop, from a thread; one call of the loop takes all that have come."""
-        self._returned.append((run, value, error))
-        if not self._called:
-            self._called = True
-            # Without its loop the worker is gone; its lease has gone back or will lapse.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._take_back)
-
-    def _take_back(self) -> None:
-        # First: what a thread adds while this runs is either taken below, or calls again.
-        self._called = False
+    def _take_back(self, returned: Iterator[tuple[_ProcessRun, Any, BaseException | None]]) -> None:
         now = time.monotonic()
-        while self._returned:
-            run, value, error = self._returned.popleft()
+        for run, value, error in returned:
             if run.begun_s:
                 self._ahead.note(now - run.begun_s, now)
             run.returned(value, error)
@@ -160,7 +147,7 @@ class _ProcessRun(Call):
 
     def answer(self, value: Any, error: BaseException | None) -> None:
         """See ``Call.answer``."""
-        self._executor.hand_back(self, value, error)
+        self._executor.returned.put((self, value, error))
 
     def returned(self, value: Any, error: BaseException | None) -> None:
         """Take what came of it, on the loop."""

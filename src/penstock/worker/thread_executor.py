@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import structlog
@@ -20,6 +19,7 @@ from penstock.worker.active import ActiveJob, StopCause
 from penstock.worker.ahead import LOOK_S, Ahead
 from penstock.worker.executors import Attempts, Handlers, outcome_of_stop
 from penstock.worker.threads import Threads
+from penstock.worker.to_loop import ToLoop
 
 
 class ThreadExecutor:
@@ -41,8 +41,7 @@ class ThreadExecutor:
         self.stuck = 0
         #: Held while a thread takes a job up, or the loop takes one back.
         self.lock = threading.Lock()
-        self._returned: deque[tuple[_ThreadRun, Outcome]] = deque()
-        self._called = False
+        self._returned = ToLoop(self._take_back)
         self._ahead = Ahead()
         #: What was begun and may not have been taken up, oldest first.
         self._waiting: deque[_ThreadRun] = deque()
@@ -55,7 +54,7 @@ class ThreadExecutor:
 
         def work() -> None:
             if run.take_up():
-                self._hand_back(run, call(self._call, job, text))
+                self._returned.put((run, call(self._call, job, text)))
 
         if not self._threads.begin(work):
             self._waiting.append(run)
@@ -95,21 +94,9 @@ class ThreadExecutor:
             return outcomes.raised(error, limit=limits.error_bytes)
         return outcomes.succeeded(value, limit=limits.result_bytes)
 
-    def _hand_back(self, run: _ThreadRun, outcome: Outcome) -> None:
-        """Give an outcome to the loop, from a thread; one call of the loop takes all that have come."""
-        self._returned.append((run, outcome))
-        if not self._called:
-            self._called = True
-            # Without its loop the worker is gone; its lease has gone back or will lapse.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._take_back)
-
-    def _take_back(self) -> None:
-        # First: what a thread adds while this runs is either taken below, or calls again.
-        self._called = False
+    def _take_back(self, returned: Iterator[tuple[_ThreadRun, Outcome]]) -> None:
         now = time.monotonic()
-        while self._returned:
-            run, outcome = self._returned.popleft()
+        for run, outcome in returned:
             self._ahead.note(now - run.begun_s, now)
             run.returned(outcome)
         while self._waiting and self._waiting[0].begun_s:

@@ -1,26 +1,11 @@
-"""List the mutants: for each script, the pieces of text that are taken out or changed one at a time."""
+"""List the mutants of the verbs: the pieces of text that are taken out or changed one at a time."""
 
 from __future__ import annotations
 
-import dataclasses
+from scripts.mutant import of
 
-
-@dataclasses.dataclass(frozen=True)
-class Mutant:
-    """Describe one patch: in ``script`` the text ``old`` becomes ``new``."""
-
-    script: str
-    name: str
-    old: str
-    new: str = ""
-
-
-def _of(script: str, *patches: tuple[str, str] | tuple[str, str, str]) -> list[Mutant]:
-    return [Mutant(script, *patch) for patch in patches]
-
-
-MUTANTS = [
-    *_of(
+OF_VERBS = [
+    *of(
         "submit",
         ("a bad item removes what the one before made", "  begun = nil\n"),
         ("a bad item stays by half", "    take_back(begun, item[4], item[5])\n"),
@@ -32,54 +17,7 @@ MUTANTS = [
         ("new jobs not written", "create_together()\nflush()", "flush()"),
         ("totals not written", "flush()\nreturn {now", "return {now"),
     ),
-    *_of(
-        "lib/create",
-        ("no look for a standing job", "is_new and not made[id] and {} or load(id)", "{}"),
-        ("the same twice in a call makes two", "is_new and not made[id] and", "is_new and"),
-        ("the same twice in a call is not written between", "  if made[id] then\n", "  if false then\n"),
-        ("what could not be written counts", "        answers[one.index] = {'error', text_of(one.failed)}\n"),
-        ("half a job stays", "        take_back(one.id, one.job.queue, one.job.priority)\n"),
-        ("those together not counted", "      add(counts, 'submitted', queue, count)\n"),
-        ("the size of an input not stored", "    job.size = #input\n"),
-        ("a standing job that waits no more still tells its due time", "PLACES[standing.status] == 'delayed' and "),
-        ("no bound on depth", "return waiting[queue] >= bounds[queue]", "return false"),
-        ("one waiting job too many", "return waiting[queue] >= bounds[queue]", "return waiting[queue] > bounds[queue]"),
-        ("a batch fills past the bound", "    waiting[queue] = waiting[queue] + 1\n"),
-        ("refusals not counted", "    add(counts, 'refused', queue, 1)\n"),
-        ("no look for a holder", "digest and holder_of(digest)", "nil"),
-        (
-            "a running holder is replaced",
-            "(PLACES[holder.status] == 'queue' or PLACES[holder.status] == 'delayed')",
-            "true",
-        ),
-        ("a replaced job goes on", "    finish(holder.id, holder, 'cancelled', {cancel = now}, retention)\n"),
-        ("a replacement needs room", " and not (holder and holder.queue == queue) then", " then"),
-        (
-            "a replacement needs no room anywhere",
-            " and not (holder and holder.queue == queue) then",
-            " and not holder then",
-        ),
-        ("a replaced job's room is counted too late", "    is_full(holder.queue)\n"),
-        ("a replaced job still takes room", "      waiting[holder.queue] = waiting[holder.queue] - 1\n"),
-        ("the key not taken", "    lock(digest, last, id, now, '', item[17] ~= '')\n"),
-        ("the job does not know its key", "    job.unique = string.format('%s|%s|%.0f', digest, item[17], last)\n"),
-        ("conflicts not counted", "    add(counts, 'conflicts', queue, 1)\n"),
-        ("existing not counted", "    add(counts, 'existing', queue, 1)\n"),
-        ("replaced not counted", "    add(counts, 'replaced', holder.queue, 1)\n"),
-        ("a refused replacement leaves a wrong gauge", "    add(gauges, 'delayed', queue, -1)\n"),
-        ("due time ignored", "if due and due > now then", "if false then"),
-        ("due now counts as later", "due > now then", "due >= now then"),
-        ("relative due time counts from zero", "(item[9] and now + item[9])", "item[9]"),
-        ("relative expiry counts from zero", "(item[11] and now + item[11])", "item[11]"),
-        ("retention not stored", ", retention = item[12]}", "}"),
-        ("expiry not stored", ", expires = expires, ", ", "),
-        ("type not stored", " type = job_type ~= 'task' and job_type or nil,", ""),
-        ("input not stored", "put_value(job, 'input', K.input, id, input)", "nil"),
-        ("in no place", "  move_alone(one, status)\n"),
-        ("not counted", "  add(counts, 'submitted', queue, 1)\n"),
-        ("queue not listed", "    redis.call('SADD', K.queues, queue)\n"),
-    ),
-    *_of(
+    *of(
         "claim",
         ("stray entries run", "  if job.status ~= 'queued' then\n", "  if false then\n"),
         ("stray entries stay", "    redis.call('ZREM', queue_key, id)\n"),
@@ -151,7 +89,7 @@ MUTANTS = [
         ("wake-up not passed on", "    set_marker(queues[q], true)\n"),
         ("totals not written", "flush()\nif handed", "if handed"),
     ),
-    *_of(
+    *of(
         "extend",
         ("state not checked", "job.status ~= 'running' or ", ""),
         ("attempt not checked", " or tonumber(job.attempt) ~= item[2]", ""),
@@ -164,7 +102,7 @@ MUTANTS = [
         ("cancel not told", "job.cancel and 1 or 0", "0"),
         ("progress not told", "      notify(id, job, false)\n"),
     ),
-    *_of(
+    *of(
         "settle",
         ("the same twice completes twice", "  if completing[id] then\n", "  if false then\n"),
         ("completions not written", "complete_together()\nflush()", "flush()"),
@@ -213,7 +151,7 @@ MUTANTS = [
         ),
         ("totals not written", "flush()\nreturn answers", "return answers"),
     ),
-    *_of(
+    *of(
         "cancel",
         ("final jobs cancelled", "  if place == 'final' then\n", "  if false then\n"),
         ("later request counts", "job.cancel or now", "now"),
@@ -224,7 +162,7 @@ MUTANTS = [
         ("nothing stored", "      store(id, job)\n"),
         ("totals not written", "flush()\nreturn answers", "return answers"),
     ),
-    *_of(
+    *of(
         "redrive",
         ("counted stays", "counted = false, ", ""),
         ("lost stays", "lost = false, ", ""),
@@ -245,7 +183,7 @@ MUTANTS = [
         ("not counted", "    add(counts, 'redriven', job.queue, 1)\n"),
         ("totals not written", "flush()\nreturn answers", "return answers"),
     ),
-    *_of(
+    *of(
         "delete",
         ("the unique key stays", "    let_go(id, job, true)\n"),
         ("state not checked", "  if PLACES[job.status] ~= 'final' then\n", "  if false then\n"),
@@ -254,7 +192,7 @@ MUTANTS = [
         ("keys stay", "  remove_job(id, job)\n"),
         ("totals not written", "flush()\nreturn answers", "return answers"),
     ),
-    *_of(
+    *of(
         "promote",
         ("stray entries are queued", "if PLACES[job.status] == 'delayed' then", "if true then"),
         ("stray entries stay delayed", "    redis.call('ZREM', K.delayed, id)\n"),
@@ -277,7 +215,7 @@ MUTANTS = [
         ("limit does not bound what is late", "sweep(K.expiry, limit, ", "sweep(K.expiry, 1000, "),
         ("totals not written", "flush()\nreturn", "return"),
     ),
-    *_of(
+    *of(
         "reap",
         ("stray entries are given back", "job.status ~= 'running' or ", ""),
         ("entries of another's jobs are given back", " or job.worker ~= worker", ""),
@@ -308,7 +246,7 @@ MUTANTS = [
         ("limit bounds each worker alone", "sweep(key, limit - taken, ", "sweep(key, limit, "),
         ("totals not written", "flush()\nreturn {more", "return {more"),
     ),
-    *_of(
+    *of(
         "release_held",
         ("other workers' jobs go too", " or job.worker ~= worker", ""),
         ("state not checked", "job.status ~= 'running' or ", ""),
@@ -329,48 +267,7 @@ MUTANTS = [
         ("not told", "  given_back = given_back + 1\n"),
         ("totals not written", "flush()\nreturn", "return"),
     ),
-    *_of(
-        "lib/lose",
-        ("lost not counted", "tonumber(job.lost or 0) + 1", "tonumber(job.lost or 0)"),
-        ("one loss too many", "lost >= max_lost", "lost > max_lost"),
-        ("never poisoned", "lost >= max_lost", "false"),
-        ("poisoned beside others", " and tonumber(job.alone or 0) == tonumber(job.attempt)", ""),
-        ("requested cancel ignored", "  if job.cancel then\n", "  if false then\n"),
-        ("no reason", "    changes.reason = 'poisoned'\n"),
-        ("leaves no record", "  record(id, job, changes, 'worker_lost')\n"),
-        ("lost not in the totals", "  add(counts, 'lost', job.queue, 1)\n"),
-        ("poisoned not in the totals", "    add(counts, 'poisoned', job.queue, 1)\n"),
-        (
-            "loses its place",
-            "move(id, job, 'queued', job.seq, changes)",
-            "move(id, job, 'queued', next_seq(1), changes)",
-        ),
-    ),
-    *_of(
-        "lib/lease",
-        ("shorter ones count too", "lease_ms > longest or", "true or"),
-        ("never seen again", "math.abs(now - seen) > 60000", "false"),
-    ),
-    *_of(
-        "lib/unique",
-        (
-            "a forgotten lock locks out",
-            "if own == digest and (last > now or is_bound(job, kept_until)) then",
-            "if true then",
-        ),
-        ("time is no hold", "(last > now or is_bound", "(is_bound"),
-        ("the job's word is not asked", "(last > now or is_bound(job, kept_until))", "(last > now)"),
-        ("what is gone holds nothing", "elseif last > now and status ~= '' then", "elseif false then"),
-        ("what is gone holds for ever", "elseif last > now and status", "elseif status"),
-    ),
-    *_of(
-        "lib/once",
-        ("keys hold for ever", "tonumber(keep_until) <= now", "false"),
-        ("keys hold a ms longer", "tonumber(keep_until) <= now", "tonumber(keep_until) < now"),
-        ("another body is answered too", "record.fingerprint ~= fingerprint", "false"),
-        ("reserved keys answer", "  if record.answer == '' then\n", "  if false then\n"),
-    ),
-    *_of(
+    *of(
         "purge",
         ("later ones go too", "'-inf', up_to, 'LIMIT'", "'-inf', '+inf', 'LIMIT'"),
         ("limit does not bound", "'LIMIT', 0, limit - looked", "'LIMIT', 0, 1000"),
@@ -378,25 +275,25 @@ MUTANTS = [
         ("not told", "  cancelled = cancelled + 1\n"),
         ("totals not written", "flush()\nreturn", "return"),
     ),
-    *_of(
+    *of(
         "pause",
         ("not paused", "redis.call(ARGV[2] == '1' and 'SADD' or 'SREM', K.paused, queue)\n"),
         ("no wake-up after a resume", "flush()\nreturn", "return"),
     ),
-    *_of(
+    *of(
         "reserve",
         ("nothing is kept", "  remember(digest, now + keep_ms, fingerprint, id, '')\n"),
         ("who repeats takes the key", "  if record then\n", "  if false then\n"),
         ("not noted who else came", "answer[1] == 'reserved' and record.id ~= id", "false"),
         ("a repeat counts as somebody else", " and record.id ~= id", ""),
     ),
-    *_of(
+    *of(
         "confirm",
         ("others' keys are touched", "record.id == id and ", ""),
         ("refused submits keep the key", "        redis.call('DEL', K.idem(digest))\n"),
         ("others' reservations are forgotten", "if not record.shared then", "if true then"),
     ),
-    *_of(
+    *of(
         "prune",
         ("stray entries remove their job", "  if PLACES[job.status] ~= 'final' then\n", "  if false then\n"),
         ("hints remove what is not final", "PLACES[job.status] == 'final' and until_ms and", "until_ms and"),
@@ -434,23 +331,17 @@ MUTANTS = [
         ("limit does not bound age", "local list = #ids < limit and ids or left", "local list = ids"),
         ("totals not written", "flush()\nreturn", "return"),
     ),
-    *_of(
+    *of(
         "announce",
         ("tasks not seen", "  redis.call('ZADD', K.tasks, now, task[1])\n"),
         ("workers not seen", "redis.call('ZADD', K.workers, now, worker)\n"),
         ("options not stored", "  redis.call('HSET', K.task_options, task[1], task[2])\n"),
     ),
-    *_of(
+    *of(
         "watch",
         ("not remembered", "  register(id, job, process)\n"),
     ),
-    *_of(
-        "lib/watch",
-        ("not written", "  store(id, job)\n"),
-        ("others forgotten", "job.watch = name .. others", "job.watch = name"),
-        ("the newest gives way", "' %S+$'", "'^ %S+'"),
-    ),
-    *_of(
+    *of(
         "follow",
         ("nobody told", "  register(id, job, '+' .. process)\n"),
         ("told of the end alone", "'+' .. process", "process"),
@@ -458,7 +349,7 @@ MUTANTS = [
         ("positions beyond the end are the end", "seen > one.stored and before or ", ""),
         ("what the worker dropped is not told", "before + one.missing", "before"),
     ),
-    *_of(
+    *of(
         "output",
         ("stale tokens write", "  if job.status ~= 'running' or tonumber", "  if false and tonumber"),
         ("ended attempts write", "job.status ~= 'running' or ", ""),
@@ -484,139 +375,7 @@ MUTANTS = [
         ("what counts it is not stored", "  store(id, job)\n"),
         ("totals not written", "flush()\nreturn answers", "return answers"),
     ),
-    *_of(
-        "lib/wake",
-        ("nobody woken", "  push_signal(key, '1')\n"),
-        ("no bound", "  redis.call('LTRIM', key, -16, -1)\n"),
-        ("stays for ever", "  redis.call('EXPIRE', key, 120)\n"),
-    ),
-    *_of(
-        "lib/place",
-        ("a damaged job is moved by half", " or (before and type(job[before]) ~= 'string')"),
-        ("a damaged job goes to no place", " or (after and type(job[after]) ~= 'string')"),
-        ("damaged waiters are met by half", "type(job.watch or '') ~= 'string' or ", ""),
-        ("a damaged unique key is met by half", "type(job.unique or '') ~= 'string' or ", ""),
-        ("a damaged time of expiry is met by half", " or type(job.expires or 0) ~= 'number' then", " then"),
-        ("unique keys are never free", "    let_go(id, job)\n"),
-        ("a key of another is freed", "  if holder ~= id then\n    return\n  end\n  if forgotten", "  if forgotten"),
-        ("final jobs hold on", "return PLACES[job.status] ~= 'final' and (kept", "return (kept"),
-        (
-            "a start frees nothing",
-            "(kept_until == 'started' and tonumber(job.attempt or 0) == 0)",
-            "kept_until == 'started'",
-        ),
-        ("time is no hold", "if forgotten or last <= now or", "if true or"),
-        ("a cancel keeps the time", " or job.status == 'cancelled' or", " or"),
-        ("an expiry keeps the time", " or job.status == 'expired' then", " then"),
-        ("a delete keeps the time", "if forgotten or last", "if last"),
-        ("how it ended not remembered", "PLACES[job.status] == 'final' and job.status or '', false)", "'', false)"),
-        (
-            "a time that is over never goes",
-            "redis.call('SET', K.unique(digest), text, 'PX', math.max(1, last - now))",
-            "redis.call('SET', K.unique(digest), text)",
-        ),
-        (
-            "a held key goes from memory",
-            "    redis.call('SET', K.unique(digest), text)\n",
-            "    redis.call('SET', K.unique(digest), text, 'PX', 600000)\n",
-        ),
-        ("stays in its index", "    redis.call('ZREM', index_key, id)\n"),
-        ("its entry of removal stays", "    strike(id, tonumber(until_ms))\n"),
-        ("only the last of an entry is struck", "struck[until_ms] = struck[until_ms] or {}", "struck[until_ms] = {}"),
-        (
-            "neighbours are struck too",
-            "        redis.call('ZADD', K.expire, until_ms, table.concat(kept, ' '))\n",
-        ),
-        ("entries pile up", "      redis.call('ZREM', K.expire, entry)\n"),
-        (
-            "a damaged index stops a delete",
-            "    pcall(rewrite_entries, until_ms, gone)\n",
-            "    rewrite_entries(until_ms, gone)\n",
-        ),
-        ("still expires", "      redis.call('ZREM', K.expiry, id)\n"),
-        ("never pruned", "    redis.call('ZADD', K.expire, until_ms, id)\n"),
-        ("pruned at once", "now + kept_ms(job, status, retention))", "now)"),
-        (
-            "the time of removal not stored",
-            "job.status, job['until'] = status, until_ms",
-            "job.status = status",
-        ),
-        (
-            "the new entry struck for the old",
-            "leave(id, job, before, until_before)",
-            "leave(id, job, before, until_ms)",
-        ),
-        ("a later lease hides an earlier one", "redis.call('ZADD', K.leases, 'LT', ", "redis.call('ZADD', K.leases, "),
-        ("the lease of one alone is not looked at", "    bound_lease(job.worker, at)\n"),
-        ("never expires", "      redis.call('ZADD', K.expiry, job.expires, id)\n"),
-        ("delayed not counted", "    add(gauges, 'delayed', job.queue, amount)\n"),
-        ("running not counted", "    add(gauges, 'running', job.queue, amount)\n"),
-        ("finished not counted", "    add(gauges, 'finished', '', amount)\n"),
-        ("gauges do not fall", "  tally(job, status, -1)\n"),
-        ("gauges do not rise", "  tally(job, status, 1)\n"),
-        ("waiters not told", "    notify(id, job, place == 'final')\n"),
-        ("waiters told of each change", "follower or is_end", "true"),
-        ("followers not told", "follower or is_end", "is_end"),
-        ("no tombstone", "keep_ms == 0 and 60000 or keep_ms", "keep_ms"),
-        ("own retention ignored", "tonumber(job.retention) or ", ""),
-        ("failed kept like others", "(status == 'failed' and retention.failed_ms or retention.ms)", "retention.ms"),
-        ("finish time not stored", "  changes.finished = now\n"),
-        ("ends not counted", "  add(counts, status, job.queue, 1)\n"),
-        ("marker not set", "    push_signal(marker, '1')\n"),
-        ("markers pile up", "elseif is_silent(marker) then", "else"),
-        ("marker stays", "    redis.call('DEL', marker)\n"),
-        ("ready not kept", "          redis.call('ZADD', K.ready, depth, members[index])\n"),
-        ("ready stays", "          redis.call('ZREM', K.ready, members[index])\n"),
-        ("due not told", "      push_signal(K.due, '1')\n"),
-        ("due piles up", " and is_silent(K.due) then", " then"),
-        ("later due times wake", "tonumber(first[2]) >= earliest_entered", "true"),
-        ("counters not written", "    redis.pcall('HINCRBY', K.counters, field, amount)\n"),
-        ("gauges not written", "      redis.pcall('HINCRBY', K.gauges, field, amount)\n"),
-        ("places given twice", "    seq_next = seq_last - block + 1\n", "    seq_next = 1\n"),
-    ),
-    *_of(
-        "lib/together",
-        ("waiters not told", " or job.watch or ", " or "),
-        ("still expires", "  return not job.expires\n", "  return true\n"),
-        ("keeps its unique key", " or job.unique then", " then"),
-        ("no text for a queue spoils the others", "type(job.queue) ~= 'string' or ", ""),
-        ("no text for a priority spoils the others", "type(job.priority) ~= 'string' or ", ""),
-        ("no text for a worker spoils the others", "    return type(job.worker) == 'string'\n", "    return true\n"),
-        ("another queue's index", "group.job.queue == job.queue and ", ""),
-        ("another priority's index", " and group.job.priority == job.priority", ""),
-        ("another worker's index", " and group.job.worker == job.worker", ""),
-        ("pruned at once", "one.at + kept_ms(job, status, retention)", "one.at"),
-        ("one entry for all times", "group.leaving[one.until_ms] = ids", "group.leaving = {[one.until_ms] = ids}"),
-        (
-            "the time of removal not stored",
-            "one.job.status, one.job['until'] = status, one.until_ms",
-            "one.job.status = status",
-        ),
-        (
-            "a damaged `expire` stops nothing",
-            "table.concat(ids, ' '))) == 'table' then",
-            "table.concat(ids, ' '))) == 1 then",
-        ),
-        ("never looked at", "PLACES[status] == 'running' and not pcall(bound_lease", "false and not pcall(bound_lease"),
-        ("a damaged `leases` stops nothing", "    return false\n  end\n  if type", "  end\n  if type"),
-        ("one damaged index fails nobody", "group.entered = enter_together(group, status)", "group.entered = true"),
-        ("not in its index", "type(redis.pcall('ZADD', index_of(group.job, status), unpack(group.scored)))", "type(1)"),
-        ("stays in its index", "    redis.pcall('ZREM', index_key, unpack(group.ids))\n"),
-        ("gauges do not fall", "  tally(group.job, before, -#group.ids)\n"),
-        ("gauges do not rise", "  tally(group.job, status, #group.ids)\n"),
-        ("nobody woken for an earlier due time", "      note_due(status, one.at)\n"),
-        (
-            "status not stored",
-            "one.job.status, one.job['until'] = status, one.until_ms",
-            "one.job['until'] = one.until_ms",
-        ),
-        ("large values not stored", "          texts[size] = one.texts[place]\n"),
-        ("large values of those alone not stored", "    redis.call('MSET', unpack(one.texts))\n"),
-        ("nothing stored", "    redis.call('MSET', unpack(texts))\n"),
-        ("those of a damaged index are not moved", "        others[#others + 1] = one\n"),
-        ("a failed move is none", "    one.failed = not ok and failure or nil\n"),
-    ),
-    *_of(
+    *of(
         "put_schedule",
         ("no bound", "redis.call('ZCARD', K.schedules) >= room", "false"),
         (
@@ -633,7 +392,7 @@ MUTANTS = [
         ("a revision is used twice", "math.max(now, (tonumber(standing[4]) or 0) + 1)", "now"),
         ("creation forgotten", "standing[6] or now", "now"),
     ),
-    *_of(
+    *of(
         "pause_schedule",
         ("still ticks", "  redis.call('ZREM', K.schedule_due, name)\n"),
         ("a pause anew", "redis.call('HSETNX', key, 'paused', now)", "redis.call('HSET', key, 'paused', now)"),
@@ -642,18 +401,18 @@ MUTANTS = [
         ("stands where it stood", "    redis.call('HSET', key, 'next', at)\n"),
         ("missing ones are made", "if not standing[1] then", "if false then"),
     ),
-    *_of(
+    *of(
         "delete_schedule",
         ("still ticks", "redis.call('ZREM', K.schedule_due, name)\n"),
         ("stays", "redis.call('DEL', K.schedule(name))", "0"),
     ),
-    *_of(
+    *of(
         "due_schedules",
         ("puts off for ever", "    redis.call('ZADD', K.schedule_due, standing[1], name)\n"),
         ("early", "tonumber(standing[1]) > now", "false"),
         ("all at once", "bytes_left - redis.call('HSTRLEN', key, 'definition')", "bytes_left - 1048576"),
     ),
-    *_of(
+    *of(
         "tick",
         ("no look at the revision", "standing[1] ~= item[2] or ", ""),
         ("no look at the next tick", " or standing[2] ~= item[3]", ""),
@@ -672,29 +431,5 @@ MUTANTS = [
         ("the last tick of all stays", "    redis.call('HDEL', key, 'next')\n"),
         ("nothing counted", "      add(counts, counter, job[3], amount)\n"),
         ("totals not written", "flush()\nreturn answers", "return answers"),
-    ),
-    *_of(
-        "lib/schedule",
-        ("nobody is told", "    push_signal(K.due, '1')\n"),
-        ("not in the index", "  redis.call('ZADD', K.schedule_due, at, name)\n"),
-    ),
-    *_of(
-        "lib/job",
-        ("input stays", "K.job(id), K.input(id), ", "K.job(id), "),
-        ("a long input is not looked for", "if job and job.input and ", "if job and "),
-        ("what attempts left is not looked for", "not (job.before or job.output) and ", ""),
-        ("a long result is not looked for", " and (job.result or job.status ~= 'completed') then", " then"),
-        ("result stays", "K.result(id), ", ""),
-        ("log stays", "K.log(id), ", ""),
-        ("stream stays", ", K.stream(id))", ")"),
-        ("records of attempts stay", "K.attempts(id), K.log", "K.log"),
-        ("records without bound", "    redis.pcall('HDEL', K.attempts(id), attempt - 20)\n"),
-        ("errors not recorded", "error_json or ''", "''"),
-        ("the outcome before not remembered", "  changes.before = outcome\n"),
-        ("what was written meanwhile is not seen", "if not text or loaded[id] then", "if not text then"),
-        ("a field is never taken away", "    if value == false then\n      value = nil\n    end\n"),
-        ("a job that is no map is taken", "  if type(job) ~= 'table' then\n", "  if false then\n"),
-        ("long values stay in the job", "#value <= INLINE_BYTES", "true"),
-        ("nothing stored", "  redis.call('SET', K.job(id), cmsgpack.pack(job))\n"),
     ),
 ]
