@@ -128,6 +128,7 @@ class Fifo:
         # Open for writing too, so that it never ends.
         self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
         self._text = b""
+        self._taken = 0
 
     def lines(self) -> list[str]:
         """Return the whole lines so far."""
@@ -153,6 +154,11 @@ class Fifo:
         finally:
             loop.remove_reader(self._fd)
         return lines
+
+    async def next(self) -> str:
+        """Return the next line that was not returned yet."""
+        self._taken += 1
+        return (await self.count(self._taken))[self._taken - 1]
 
     async def count(self, count: int) -> list[str]:
         """Return the lines once there are so many."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ from penstock.store import StoreOptions
 from penstock.store.protocol import Store
 from tests.integration.test_worker_supervisor import LONG_LEASE_MS, Start, options, start, store
 from tests.integration.worker_support import finished, new_job, submit
-from tests.waiting import Fifo
+from tests.waiting import Fifo, until_async
 
 __all__ = ["options", "start", "store"]
 INNOCENTS = 50
@@ -27,6 +26,12 @@ def runs(tmp_path: Path) -> Iterator[Fifo]:
     opened = Fifo(tmp_path / "runs")
     yield opened
     opened.close()
+
+
+def let_through(fifo: Path) -> bool:
+    """Open and close a FIFO for who waits to read it; fails when nobody does."""
+    os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+    return True
 
 
 @pytest.mark.parametrize(
@@ -43,8 +48,7 @@ async def test_one_crasher_poisons_none_of_its_neighbours(
     *innocents, crashing = await submit(store, *jobs, crasher)
     for attempt in (1, 2):
         await runs.count(count * attempt)
-        async with asyncio.timeout(30):
-            await asyncio.to_thread(go.write_bytes, b"")
+        await until_async(lambda: let_through(go), "a crasher that waits", trouble=(OSError,))
     record = await finished(store, crashing)
     assert (record.state, record.reason, record.lost, record.counted) == (State.FAILED, Reason.POISONED, 3, 0)
     assert len(crashes.read_text().splitlines()) == 3

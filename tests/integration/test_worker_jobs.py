@@ -27,6 +27,7 @@ from tests.integration.worker_support import (
     working,
 )
 from tests.integration.worker_tasks import BOARD
+from tests.waiting import Fifo
 
 ONCE = JobOptions(max_attempts=1)
 QUICK = Backoff(base_ms=1, jitter=False)
@@ -179,16 +180,15 @@ async def test_a_thread_past_its_timeout_keeps_its_slot(store: Store) -> None:
 
 
 async def test_a_running_job_is_cancelled_on_each_executor(store: Store, tmp_path: Path) -> None:
-    fifo = tmp_path / "started"
-    os.mkfifo(fifo)
+    fifo = Fifo(tmp_path / "started")
     async with working(store):
         for task in ("hang", "watchful"):
             (job_id,) = await submit(store, new_job(task))
             await handler_started()
             assert (await store.cancel([job_id]))[0].code is ChangeCode.REQUESTED
             assert (await finished(store, job_id)).state is State.CANCELLED
-        (job_id,) = await submit(store, new_job("hang_process", {"fifo": str(fifo)}))
-        assert await asyncio.to_thread(fifo.read_text)
+        (job_id,) = await submit(store, new_job("hang_process", {"fifo": str(fifo.path)}))
+        await fifo.next()
         await store.cancel([job_id])
         record = await finished(store, job_id)
         assert (record.state, record.attempts[-1].outcome) == (State.CANCELLED, AttemptOutcome.CANCELLED)

@@ -27,7 +27,7 @@ from tests.chaos.host_faults import MemoryGroup
 from tests.integration.api_support import api_process
 from tests.integration.worker_support import finished, new_job, submit
 from tests.missing import skip_or_fail
-from tests.waiting import until_async, wait_gone
+from tests.waiting import Fifo, until_async, wait_gone
 
 TASKS = "tests.integration.worker_fault_tasks"
 #: So long a lease that nothing in a test can be due to its lapse.
@@ -47,10 +47,10 @@ async def store(options: StoreOptions) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
-def fifo(tmp_path: Path) -> Path:
-    path = tmp_path / "started"
-    os.mkfifo(path)
-    return path
+def fifo(tmp_path: Path) -> Iterator[Fifo]:
+    opened = Fifo(tmp_path / "started")
+    yield opened
+    opened.close()
 
 
 class WorkerProcess:
@@ -139,11 +139,9 @@ def start(options: StoreOptions) -> Iterator[Start]:
         worker.kill()
 
 
-async def start_told(fifo: Path) -> tuple[int, float]:
+async def start_told(fifo: Fifo) -> tuple[int, float]:
     """Wait until a handler has told of its start; return its process and the time."""
-    async with asyncio.timeout(30):
-        text = await asyncio.to_thread(fifo.read_text)
-    pid, at = text.split()
+    pid, at = (await fifo.next()).split()
     return int(pid), float(at)
 
 
@@ -174,9 +172,9 @@ async def test_a_handler_that_holds_the_lock_past_its_lease_runs_once(
     assert len(worker.events("process.unresponsive")) == (0 if task == "hold_in_pool" else 1)
 
 
-async def test_a_process_without_a_sign_of_life_is_killed(store: Store, start: Start, fifo: Path) -> None:
+async def test_a_process_without_a_sign_of_life_is_killed(store: Store, start: Start, fifo: Fifo) -> None:
     worker = await start(lease_ms=LONG_LEASE_MS, process_silence_ms=3_000)
-    (job_id,) = await submit(store, new_job("hold_first", {"path": str(fifo)}))
+    (job_id,) = await submit(store, new_job("hold_first", {"path": str(fifo.path)}))
     first, _at = await start_told(fifo)
     second, _at = await start_told(fifo)
     record = await finished(store, job_id)
@@ -187,9 +185,9 @@ async def test_a_process_without_a_sign_of_life_is_killed(store: Store, start: S
 
 
 async def test_a_unique_key_outlives_its_killed_worker(
-    options: StoreOptions, store: Store, start: Start, fifo: Path
+    options: StoreOptions, store: Store, start: Start, fifo: Fifo
 ) -> None:
-    body = {"task": "hang_first", "input": {"path": str(fifo)}, "unique_key": "k"}
+    body = {"task": "hang_first", "input": {"path": str(fifo.path)}, "unique_key": "k"}
     with api_process(options.redis_url, options.namespace) as api:
         async with httpx.AsyncClient(base_url=api.url, timeout=60) as client:
             killed = await start(lease_ms=LONG_LEASE_MS)
@@ -216,9 +214,9 @@ async def test_a_unique_key_outlives_its_killed_worker(
             assert (await finished(store, JobId(taken.json()["id"]))).state is State.COMPLETED
 
 
-async def test_what_a_killed_process_held_starts_elsewhere_at_once(store: Store, start: Start, fifo: Path) -> None:
+async def test_what_a_killed_process_held_starts_elsewhere_at_once(store: Store, start: Start, fifo: Fifo) -> None:
     worker = await start(processes=2, lease_ms=LONG_LEASE_MS)
-    (job_id,) = await submit(store, new_job("hang_first", {"path": str(fifo)}))
+    (job_id,) = await submit(store, new_job("hang_first", {"path": str(fifo.path)}))
     first, _at = await start_told(fifo)
     killed_at = time.monotonic()
     os.kill(first, signal.SIGKILL)
@@ -295,9 +293,9 @@ async def test_three_segmentation_faults_poison_a_job(store: Store, start: Start
 
 
 @pytest.mark.parametrize("task", ["hold_on_loop", "hold_on_thread", "hold_in_pool"])
-async def test_a_drain_hands_back_what_holds_the_lock(store: Store, start: Start, fifo: Path, task: str) -> None:
+async def test_a_drain_hands_back_what_holds_the_lock(store: Store, start: Start, fifo: Fifo, task: str) -> None:
     worker = await start(drain_ms=100, lease_ms=LONG_LEASE_MS)
-    (job_id,) = await submit(store, new_job(task, {"path": str(fifo), "seconds": 600}))
+    (job_id,) = await submit(store, new_job(task, {"path": str(fifo.path), "seconds": 600}))
     child, _at = await start_told(fifo)
     worker.signal(signal.SIGTERM)
     assert await worker.end() == 0
@@ -310,10 +308,10 @@ async def test_a_drain_hands_back_what_holds_the_lock(store: Store, start: Start
 
 
 async def test_a_drain_lets_finish_and_one_signal_to_the_group_is_one_request(
-    store: Store, start: Start, fifo: Path
+    store: Store, start: Start, fifo: Fifo
 ) -> None:
     worker = await start(processes=2, drain_ms=30_000)
-    (job_id,) = await submit(store, new_job("hold_on_thread", {"path": str(fifo), "seconds": 1}))
+    (job_id,) = await submit(store, new_job("hold_on_thread", {"path": str(fifo.path), "seconds": 1}))
     await start_told(fifo)
     os.killpg(worker.process.pid, signal.SIGTERM)
     assert await worker.end() == 0
@@ -324,9 +322,9 @@ async def test_a_drain_lets_finish_and_one_signal_to_the_group_is_one_request(
     assert len(worker.events("worker.stopped")) == 2
 
 
-async def test_a_second_signal_hastens(store: Store, start: Start, fifo: Path) -> None:
+async def test_a_second_signal_hastens(store: Store, start: Start, fifo: Fifo) -> None:
     worker = await start(drain_ms=600_000)
-    (job_id,) = await submit(store, new_job("hang_first", {"path": str(fifo)}))
+    (job_id,) = await submit(store, new_job("hang_first", {"path": str(fifo.path)}))
     await start_told(fifo)
     worker.signal(signal.SIGTERM)
     await worker.wait_for("worker.stopping")
@@ -339,9 +337,9 @@ async def test_a_second_signal_hastens(store: Store, start: Start, fifo: Path) -
 
 
 @pytest.mark.parametrize("task", ["hang_first", "hold_first"])
-async def test_the_processes_end_with_a_killed_supervisor(store: Store, start: Start, fifo: Path, task: str) -> None:
+async def test_the_processes_end_with_a_killed_supervisor(store: Store, start: Start, fifo: Fifo, task: str) -> None:
     worker = await start(lease_ms=LONG_LEASE_MS)
-    await submit(store, new_job(task, {"path": str(fifo)}))
+    await submit(store, new_job(task, {"path": str(fifo.path)}))
     child, _at = await start_told(fifo)
     worker.signal(signal.SIGKILL)
     assert await asyncio.to_thread(wait_gone, child, 10)

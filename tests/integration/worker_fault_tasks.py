@@ -17,7 +17,7 @@ if importers := os.environ.get("TEST_IMPORTERS"):
 
 
 def tell(path: str) -> None:
-    """Append who started and when; a FIFO waits here for its reader."""
+    """Append who started and when."""
     with Path(path).open("a") as file:
         file.write(f"{os.getpid()} {time.monotonic()}\n")
 

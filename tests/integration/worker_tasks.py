@@ -125,7 +125,7 @@ def watchful(ctx: Context) -> str:
 def hang_process(fifo: str = "") -> None:
     if fifo:
         with open(fifo, "w") as signal:  # noqa: PTH123 - a FIFO
-            signal.write(str(os.getpid()))
+            signal.write(f"{os.getpid()}\n")
     # Holds the interpreter's lock, which nothing but a kill ends.
     re.match(r"(a+)+$", "a" * 60 + "b")
 

@@ -57,8 +57,14 @@ def test_a_full_table_takes_no_more_and_entries_are_used_again(sides: Sides) -> 
     assert set(reader.unrenewed(2.0)) == {token(2), token(4)}
 
 
-def test_a_sign_of_life_moves_on(sides: Sides) -> None:
-    writer, reader = sides
+def test_a_sign_of_life_comes_before_the_first_job_and_moves_on() -> None:
+    descriptor = create(1)
+    writer, reader = LeaseWriter(descriptor), LeaseReader(descriptor)
+    os.close(descriptor)
     assert reader.beat_s == 0
+    writer.begin(NONCE)
+    first = reader.beat_s
+    assert 0 < first <= time.monotonic()
     writer.beat()
-    assert 0 < reader.beat_s <= time.monotonic()
+    assert first <= reader.beat_s <= time.monotonic()
+    reader.close()

@@ -44,8 +44,12 @@ class LeaseWriter:
         self._free = list(range(_HEADER.size, len(self._map), _ENTRY.size))
 
     def begin(self, nonce: str) -> None:
-        """Note the nonce of all tokens to come."""
+        """Note the nonce of all tokens to come, and give the first sign of life.
+
+        The next comes from a thread: the first handler may take the interpreter's lock before it, and keep it.
+        """
         self._map[_NONCE_AT : _NONCE_AT + 16] = nonce.encode().ljust(16, b"\0")
+        self.beat()
 
     def put(self, token: Token, started_s: float) -> int:
         """Write down a lease and return its entry, 0 when the table is full: then only this process renews it."""
