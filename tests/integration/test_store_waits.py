@@ -10,6 +10,7 @@ import pytest
 
 from penstock.core.errors import StoreUnavailable
 from penstock.core.ids import WorkerName
+from penstock.core.limits import Limits
 from penstock.core.states import State
 from penstock.store.redis import primary as primary_module
 from penstock.store.redis import waiter as waiter_module
@@ -20,6 +21,7 @@ from tests.integration.store_support import (
     Server,
     claim,
     claim_one,
+    new_job,
     proxy_to,
     server_in,
     settle,
@@ -232,7 +234,7 @@ class TestUpkeep:
         self, valkey_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("penstock.store.upkeep._ROUNDS", 1)
-        monkeypatch.setattr("penstock.store.upkeep._LIMIT", 5)
+        monkeypatch.setattr("penstock.store.upkeep._REMOVED", 5)
         async with store_at(valkey_url, namespace) as store:
             ids = [await submit(store, retention_ms=1) for _ in range(12)]
             await store.cancel(ids)
@@ -244,6 +246,15 @@ class TestUpkeep:
             await until_async(later, "that the server's clock goes on")
             upkeep = Upkeep(store)
             assert [await upkeep.run_once() == 0 for _ in range(3)] == [True, True, False]
+
+    async def test_a_round_goes_on_until_nothing_lies_above_the_cap(self, valkey_url: str, namespace: str) -> None:
+        """Of many queues a call looks at a few jobs each, so that it removes fewer than it may."""
+        async with store_at(valkey_url, namespace, limits=Limits(finished_jobs=16)) as store:
+            await store.submit([new_job(queue=f"queue-{number}") for number in range(240)])
+            ids = [await submit(store, queue="busy") for _ in range(60)]
+            await store.cancel(ids)
+            await Upkeep(store).run_once()
+            assert sum([await store.get(job_id) is not None for job_id in ids]) <= 16
 
     async def test_it_survives_an_outage(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("penstock.store.upkeep.TICK_S", 0.02)

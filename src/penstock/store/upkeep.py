@@ -14,11 +14,13 @@ import structlog
 
 from penstock.core import events
 from penstock.core.errors import StoreError, StoreUnavailable
+from penstock.core.limits import SCRIPT_ITEMS
 from penstock.store.protocol import JobStore
 
 TICK_S = 1.0
-_ROUNDS = 20
-_LIMIT = 200
+_ROUNDS = 40
+#: Jobs that a call removes: one costs a third of what moving one does.
+_REMOVED = 4 * SCRIPT_ITEMS
 _PAUSE_S = 0.005
 #: Partitions that are swept at the same time.
 _AT_ONCE = 64
@@ -83,8 +85,8 @@ class Upkeep:
 
     async def _promote(self, partition: int) -> float:
         for _ in range(_ROUNDS):
-            promoted = await self._store.promote(partition, limit=_LIMIT)
-            if promoted.queued < _LIMIT and promoted.expired < _LIMIT:
+            promoted = await self._store.promote(partition, limit=SCRIPT_ITEMS)
+            if promoted.queued < SCRIPT_ITEMS and promoted.expired < SCRIPT_ITEMS:
                 break
         else:
             return 0.0
@@ -94,7 +96,7 @@ class Upkeep:
 
     async def _reap(self, partition: int) -> float:
         for _ in range(_ROUNDS):
-            reaped = await self._store.reap(partition, limit=_LIMIT)
+            reaped = await self._store.reap(partition, limit=SCRIPT_ITEMS)
             ids = (*reaped.requeued, *reaped.poisoned, *reaped.cancelled)
             for job_id in ids:
                 self._log.warning(
@@ -103,14 +105,15 @@ class Upkeep:
                     job_id=job_id,
                     poisoned=job_id in reaped.poisoned,
                 )
-            if len(ids) < _LIMIT:
+            if len(ids) < SCRIPT_ITEMS:
                 return TICK_S
         return 0.0
 
     async def _prune(self, partition: int) -> float:
         for _ in range(_ROUNDS):
-            pruned = await self._store.prune(partition, limit=_LIMIT)
-            if pruned.expired < _LIMIT and pruned.capped < _LIMIT:
+            pruned = await self._store.prune(partition, limit=_REMOVED)
+            # Of many queues a call takes fewer than it may, though more lie above the cap.
+            if pruned.expired < _REMOVED and not pruned.capped:
                 return TICK_S
         return 0.0
 

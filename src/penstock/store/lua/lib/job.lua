@@ -55,13 +55,21 @@ local function put_value(job, name, key_of, id, value)
   return {key_of(id), value}
 end
 
--- Remove a job with all its keys. Most have no key beside their own, and what a job holds tells so; without `job` all are tried.
-local function remove_job(id, job)
-  if job and job.input and not (job.before or job.output) and (job.result or job.status ~= 'completed') then
-    redis.call('DEL', K.job(id))
-  else
-    redis.call('DEL', K.job(id), K.input(id), K.result(id), K.attempts(id), K.log(id), K.stream(id))
+-- Add the keys of a job to a list. Most have none beside their own, and what a job holds tells so; without `job` all are named.
+local function add_keys(keys, id, job)
+  keys[#keys + 1] = K.job(id)
+  if not (job and job.input and not (job.before or job.output) and (job.result or job.status ~= 'completed')) then
+    for _, key_of in ipairs({K.input, K.result, K.attempts, K.log, K.stream}) do
+      keys[#keys + 1] = key_of(id)
+    end
   end
+end
+
+-- Remove a job with all its keys.
+local function remove_job(id, job)
+  local keys = {}
+  add_keys(keys, id, job)
+  redis.call('DEL', unpack(keys))
 end
 
 -- Record how the job's latest attempt ended; only the newest records are kept. Errors are opaque JSON; the worker's name may
