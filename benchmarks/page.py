@@ -51,7 +51,11 @@ _SCALE = (
     "The same while so many other jobs are queued, finished and kept, or delayed. What is lost is between the best "
     "figure of a row and the one with the most jobs; up to 20 % counts as flat."
 )
-_SLOWEST = "The slowest script call meanwhile (ms, and which), and the memory of all processes of a worker and an API:"
+_SLOWEST = (
+    "The slowest script call meanwhile (ms, and which): `SLOWLOG` counts the time that a call waits for a processor, "
+    "which load, API and worker want too. *Alone* are 20 calls of full size of each verb, one at a time with nothing "
+    "else to do: the server's own time. Last, the memory of all processes of a worker and an API:"
+)
 _LIMIT = (
     "Worker and Valkey work at the same time, each on a core, so that the slower of the two sets the pace; "
     "processor times add up what all threads took."
@@ -351,6 +355,9 @@ def _limit_rows(report: Report, sizes: Sequence[int]) -> list[list[str]]:
         rows.append([f"slowest call, {kind}", *(f"{_shown(one)} `{one.settings}`" if one else "" for one in found)])
         over = [one.median_of("calls over 5 ms") if one else None for one in found]
         rows.append([f"calls over 5 ms, {kind}", *("" if calls is None else number(calls) for calls in over)])
+    for kind in _KINDS:
+        found = [report.figure(f"alone.{kind}.{size}") for size in sizes]
+        rows.append([f"slowest alone, {kind}", *(f"{_shown(one)} `{one.settings}`" if one else "" for one in found)])
     for kind in _KINDS:
         found = [report.figure(f"memory.{kind}.{size}") for size in sizes]
         rows.append(

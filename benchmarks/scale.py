@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from benchmarks import records, reference, scripts, tables
+from benchmarks.calls import full_calls
 from benchmarks.feed import DRAIN_S, Feed
 from benchmarks.marks import Marks
 from benchmarks.processes import Bench, Process, end_cleanly, run_json
@@ -28,7 +29,9 @@ PARTS = ("depth", "workers", "partitions")
 LONG_MS = 5
 HOUR_MS = 3_600_000
 #: More than come over HTTP while so many others lie there.
-MOST_SENT = 1_500_000
+MOST_SENT = 3_000_000
+#: A repeat takes a tenth of what lies there, so that the sweeps, which come once a second, have their share of it.
+SHARE, MOST_JOBS = 10, 100_000
 WORKERS = (1, 2, 4)
 PARTITIONS = (1, 4, 16)
 
@@ -40,7 +43,7 @@ LOADS: dict[str, dict[str, Any]] = {
 
 
 class Parameters(msgspec.Struct, frozen=True, kw_only=True):
-    """``jobs`` are submitted and run in each repeat; ``sizes`` say how many lie there meanwhile."""
+    """``jobs`` at least are submitted and run in each repeat; ``sizes`` say how many lie there meanwhile."""
 
     repeats: int = 5
     jobs: int = 20_000
@@ -71,6 +74,9 @@ class Scale:
         path = self.bench.folder / f"marks-{self._made}"
         return path, Feed(self.bench, Marks.create(path, jobs), partitions=partitions)
 
+    def _jobs(self, size: int) -> int:
+        return max(self.parameters.jobs, min(MOST_JOBS, size // SHARE))
+
     def add(self, key: str, name: str, unit: str, values: list[float], **more: Any) -> None:
         self.figures.append(
             Figure(key=key, section=key.partition(".")[0], name=name, unit=unit, values=tuple(values), **more)
@@ -85,9 +91,8 @@ class Scale:
             self._delayed(size)
 
     def _queued_then_finished(self, size: int) -> None:
-        parameters = self.parameters
         self.bench.reset()
-        path, feed = self._feed(size * 2 + parameters.jobs * (parameters.repeats * 2 + 4) + MOST_SENT)
+        path, feed = self._feed(size * 2 + self._jobs(size) * (self.parameters.repeats * 2 + 4) + MOST_SENT)
         with self.bench.worker(path) as worker, self.bench.api() as (api, port):
             feed.pause()
             scripts.watch_slow_calls(self.bench)
@@ -108,9 +113,8 @@ class Scale:
         self._judge(("queued", "finished"), size, verdict)
 
     def _delayed(self, size: int) -> None:
-        parameters = self.parameters
         self.bench.reset()
-        path, feed = self._feed(parameters.jobs * (parameters.repeats + 2) + MOST_SENT)
+        path, feed = self._feed(self._jobs(size) * (self.parameters.repeats + 2) + MOST_SENT)
         with self.bench.worker(path) as worker, self.bench.api() as (api, port):
             feed.pause()
             scripts.watch_slow_calls(self.bench)
@@ -130,13 +134,12 @@ class Scale:
 
     def _measure(self, feed: Feed, kind: str, size: int, worker: Process, api: Process, port: int) -> None:
         """Submit and run some jobs while ``size`` others lie there."""
-        parameters = self.parameters
+        parameters, jobs = self.parameters, self._jobs(size)
         submits, runs = [], []
         over_http: dict[str, list[float]] = {"http": [], "batch": []}
         for _ in range(parameters.repeats):
-            first = feed.take(parameters.jobs)
-            submits.append(feed.submit("noop", first, parameters.jobs))
-            runs.append(self._let_go(feed, parameters.jobs))
+            submits.append(feed.submit("noop", feed.take(jobs), jobs))
+            runs.append(self._let_go(feed, jobs))
             for section, rates in over_http.items():
                 order = LOADS[section] | {"port": port, "first": feed.taken, "last": feed.marks.jobs}
                 answer = run_json("benchmarks.load", {"seconds": parameters.seconds, **order})
@@ -152,7 +155,12 @@ class Scale:
             f"slowest.{kind}.{size}", f"{size:,} {kind}", "ms", [slowest[1]], settings=slowest[0], lower=True,
             more={f"calls over {LONG_MS} ms": (scripts.calls_over(self.bench, LONG_MS),)},
         )  # fmt: skip
-        self.bench.ask("SLOWLOG", "RESET")
+        alone = full_calls(feed)
+        verb, longest = next(iter(alone.items()))
+        self.add(
+            f"alone.{kind}.{size}", f"{size:,} {kind}", "ms", [longest], settings=verb, lower=True,
+            more={name: (ms,) for name, ms in alone.items()},
+        )  # fmt: skip
         self.add(
             f"memory.{kind}.{size}", f"{size:,} {kind}", "MiB", [worker.rss_mib()],
             more={"API": (api.rss_mib(),)}, lower=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.processes import Bench
@@ -18,15 +20,31 @@ def watch_slow_calls(bench: Bench) -> None:
     bench.ask("SLOWLOG", "RESET")
 
 
+@contextlib.contextmanager
+def every_call_noted(bench: Bench) -> Iterator[None]:
+    """Let the server note each call, whatever it takes, and none of those before."""
+    bench.client.config_set("slowlog-log-slower-than", 0)
+    bench.ask("SLOWLOG", "RESET")
+    try:
+        yield
+    finally:
+        bench.client.config_set("slowlog-log-slower-than", SLOW_US)
+
+
+def verbs() -> dict[str, str]:
+    """Return the name of each script by its SHA."""
+    return {script.sha: name for name, script in load_scripts().items()}
+
+
 def slow_calls(bench: Bench) -> dict[str, float]:
     """Return the longest call of each verb and command noted, ms, the slowest first."""
-    verbs = {script.sha: name for name, script in load_scripts().items()}
+    known = verbs()
     found: dict[str, float] = {}
     for entry in bench.client.slowlog_get(_NOTED):
         words = entry["command"].decode(errors="replace").split(" ")
         name = words[0].upper()
         if name in {"EVALSHA", "EVAL"}:
-            name = verbs.get(words[1], "a script loaded for the first time")
+            name = known.get(words[1], "a script loaded for the first time")
         found[name] = max(found.get(name, 0.0), entry["duration"] / 1000)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 

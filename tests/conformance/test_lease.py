@@ -7,6 +7,7 @@ import pytest
 
 from penstock.core.ids import Token
 from penstock.core.job import Attempt, Extended, Extension, SettleCode, Verb
+from penstock.core.limits import SCRIPT_ITEMS
 from penstock.core.states import AttemptOutcome, Priority, Reason, State
 from tests.conformance.conftest import MakeSubject
 from tests.conformance.subject import OTHER_WORKER, START_MS, WORKER, Subject
@@ -73,11 +74,11 @@ async def test_items_stand_for_themselves(subject: Subject) -> None:
 
 
 async def test_many_leases_are_extended_in_one_call(subject: Subject) -> None:
-    await subject.submit_many(450)
-    tokens = [job.token for _ in range(3) for job in (await subject.claim(200)).jobs]
+    await subject.submit_many(2 * SCRIPT_ITEMS + 50)
+    tokens = [job.token for _ in range(3) for job in (await subject.claim(SCRIPT_ITEMS)).jobs]
     await subject.advance(500)
     answers = await subject.store.extend(WORKER, [Extension(token=token) for token in tokens], lease_ms=2_000)
-    assert answers == [Extended(deadline_ms=START_MS + 2_500)] * 450
+    assert answers == [Extended(deadline_ms=START_MS + 2_500)] * (2 * SCRIPT_ITEMS + 50)
 
 
 class TestUnnamed:
@@ -186,10 +187,10 @@ class TestReleaseWorker:
         assert await subject.state(token.job_id) is State.QUEUED
 
     async def test_more_than_one_script_call_takes(self, subject: Subject) -> None:
-        ids = await subject.submit_many(250)
-        await subject.claim(200)
-        await subject.claim(200)
-        assert await subject.store.release_worker(WORKER) == 250
+        ids = await subject.submit_many(SCRIPT_ITEMS + 50)
+        await subject.claim(SCRIPT_ITEMS)
+        await subject.claim(SCRIPT_ITEMS)
+        assert await subject.store.release_worker(WORKER) == SCRIPT_ITEMS + 50
         assert await subject.order() == ids
 
     @pytest.mark.every_server

@@ -18,7 +18,7 @@ from penstock.store.redis.store import RedisStore
 from tests.integration.api_support import app_of, client_of
 from tests.integration.store_support import Proxy, Server, new_job, proxy_to, server_in, store_at, submit
 
-#: Is in the last of the three calls that 500 jobs take; that one leaves when the others were answered.
+#: Is in the last of the calls that 499 jobs take; that one is not full, and leaves when the others were answered.
 LATE = 450
 MARK = "cut-here"
 
@@ -56,31 +56,31 @@ async def assert_healthy(store: RedisStore) -> None:
 class TestStore:
     async def test_what_was_stored_before_a_call_broke_is_told(self, proxy: Proxy) -> None:
         async with store_at(proxy.url) as store:
-            jobs = [new_job() for _ in range(500)]
+            jobs = [new_job() for _ in range(499)]
             proxy.cut_answer_to(jobs[LATE].id.encode())
             answers = await store.submit(jobs)
-            assert kinds(answers) == [Submitted] * 400 + [StoreUnavailable] * 100
+            assert kinds(answers) == [Submitted] * 400 + [StoreUnavailable] * 99
             # The server has carried the broken call out; under the same ids nothing is stored twice.
             again = await store.submit(jobs)
-            assert kinds(again) == [Submitted] * 500
-            assert await waiting_jobs(store) == 500
+            assert kinds(again) == [Submitted] * 499
+            assert await waiting_jobs(store) == 499
             await assert_healthy(store)
 
     async def test_what_was_not_sent_is_told_apart(self, proxy: Proxy) -> None:
         async with store_at(proxy.url) as store:
-            jobs = [new_job() for _ in range(900)]
-            proxy.cut_answer_to(jobs[650].id.encode())
+            jobs = [new_job() for _ in range(450)]
+            proxy.cut_answer_to(jobs[325].id.encode())
             answers = await store.submit(jobs)
             # The second and the third call may be away still when the fourth breaks.
-            assert kinds(answers[:200]) == [Submitted] * 200
-            assert kinds(answers[600:]) == [StoreUnavailable] * 200 + [NotSent] * 100
-            assert [await store.get(job.id) for job in jobs[800:]] == [None] * 100
+            assert kinds(answers[:100]) == [Submitted] * 100
+            assert kinds(answers[300:]) == [StoreUnavailable] * 100 + [NotSent] * 50
+            assert [await store.get(job.id) for job in jobs[400:]] == [None] * 50
 
     async def test_a_call_that_fails_for_all_is_raised(self, proxy: Proxy) -> None:
         async with store_at(proxy.url) as store:
             await submit(store)
             jobs = [new_job() for _ in range(500)]
-            # Two calls are away and lost together, and the third is not sent: what leaves most open is raised.
+            # Three calls are away and lost together, and the fourth is not sent: what leaves most open is raised.
             proxy.cut_answer_to(jobs[0].id.encode())
             with pytest.raises(StoreUnavailable) as raised:
                 await store.submit(jobs)
@@ -88,11 +88,11 @@ class TestStore:
 
     async def test_with_several_partitions_answers_stand_in_their_places(self, proxy: Proxy) -> None:
         async with store_at(proxy.url, partitions=2) as store:
-            jobs = [new_job(home=int(number % 4 > 0)) for number in range(400)]
+            jobs = [new_job(home=int(number % 4 > 0)) for number in range(200)]
             there = [job for index, job in enumerate(jobs) if index % 4 > 0]
             proxy.cut_answer_to(there[-1].id.encode())
             answers = await store.submit(jobs)
-            broken = {job.id for job in there[200:]}
+            broken = {job.id for job in there[100:]}
             assert kinds(answers) == [StoreUnavailable if job.id in broken else Submitted for job in jobs]
             assert [answer.id for answer in answers if isinstance(answer, Submitted)] == [
                 job.id for job in jobs if job.id not in broken
@@ -108,16 +108,16 @@ class TestStore:
 
         async with store_at(proxy.url, partitions=2) as store:
             first, last = keyed()
-            jobs = [first, *(new_job(home=1) for _ in range(298)), last]
+            jobs = [first, *(new_job(home=1) for _ in range(148)), last]
             proxy.cut_answer_to(jobs[-2].id.encode())
             answers = await store.submit(jobs)
-            assert kinds(answers) == [Submitted] * 200 + [StoreUnavailable] * 100
+            assert kinds(answers) == [Submitted] * 100 + [StoreUnavailable] * 50
             again = await store.submit(keyed())
             assert [(answer.id, answer.replayed) for answer in again if isinstance(answer, Submitted)] == [
                 (first.id, True),
                 (last.id, True),
             ]
-            assert await waiting_jobs(store) == 300
+            assert await waiting_jobs(store) == 150
 
     async def test_a_server_that_fills_up_on_the_way(self, full: Server) -> None:
         async with store_at(full.url) as store:
@@ -183,9 +183,11 @@ async def test_the_client_tells_what_to_look_for(proxy: Proxy) -> None:
             inputs = [MARK if number == LATE else number for number in range(800)]
             proxy.cut_answer_to(MARK.encode())
             found = [item async for item in client.submit_many(("echo", value) for value in inputs)]
-            assert len([item for item in found if item.id is not None]) == 400
-            errors = [item.error for item in found[400:]]
+            stored = len([item for item in found if item.id is not None])
+            # The API hands over 500 at once. Two calls before the one that breaks may be away still.
+            assert stored in {200, 300, 400}
+            errors = [item.error for item in found[stored:]]
             assert all(isinstance(error, ServerUnavailable) for error in errors)
             maybe = [error.job_id for error in errors if isinstance(error, ServerUnavailable) and error.job_id]
-            assert len(maybe) == 100
-            assert [(await client.get(job_id)).input for job_id in maybe] == inputs[400:500]
+            assert len(maybe) == 500 - stored
+            assert [(await client.get(job_id)).input for job_id in maybe] == inputs[stored:500]

@@ -11,6 +11,7 @@ import pytest
 from penstock.core.errors import StoreUnavailable
 from penstock.core.ids import JobId, Token
 from penstock.core.job import Settle, SettleCode, Settled, Verb
+from penstock.core.limits import SCRIPT_ITEMS
 from penstock.core.states import State
 from penstock.worker import backoff
 from penstock.worker.settler import Settler
@@ -65,8 +66,8 @@ async def test_what_ends_during_a_call_shares_the_next() -> None:
 async def test_calls_are_bounded_in_items_and_bytes() -> None:
     store = Script()
     settler = Settler(store)  # type: ignore[arg-type]
-    await asyncio.gather(*[settler.settle(settle(str(number))) for number in range(450)])
-    assert [len(call) for call in store.calls] == [200, 200, 50]
+    await asyncio.gather(*[settler.settle(settle(str(number))) for number in range(2 * SCRIPT_ITEMS + 50)])
+    assert [len(call) for call in store.calls] == [SCRIPT_ITEMS, SCRIPT_ITEMS, 50]
     store.calls.clear()
     await asyncio.gather(*[settler.settle(settle(str(number), 400_000)) for number in range(5)])
     assert [len(call) for call in store.calls] == [2, 2, 1]

@@ -14,7 +14,7 @@ DAY_MS = 24 * HOUR_MS
 NAME_CHARACTERS = 128
 KEY_CHARACTERS = 255
 NESTING_LEVELS = 100
-SCRIPT_ITEMS = 200
+SCRIPT_ITEMS = 100
 SCRIPT_BYTES = MIB
 #: A value up to this size stays in the job's own text; a longer one has a key of its own.
 INLINE_BYTES = 256

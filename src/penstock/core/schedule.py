@@ -11,7 +11,7 @@ import msgspec
 from penstock.core.cron import Timing, ticks_after
 from penstock.core.ids import JobId, digest_of, home_of_digest, make_job_id
 from penstock.core.job import JobOptions
-from penstock.core.limits import NAME_CHARACTERS
+from penstock.core.limits import NAME_CHARACTERS, SCRIPT_ITEMS
 from penstock.core.states import Priority
 
 #: A tick that no loop saw within this time is missed, even when it is the newest one.
@@ -19,7 +19,7 @@ MISSED_AFTER_MS = 60_000
 #: How many missed ticks ``Missed.ALL`` still starts; older ones are counted as missed.
 MOST_MISSED = 1_000
 #: Ticks that one step starts, and that it looks at.
-STEP_TICKS = 200
+STEP_TICKS = SCRIPT_ITEMS
 _LOOKED_AT = 250
 
 

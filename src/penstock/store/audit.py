@@ -15,6 +15,7 @@ from typing import Any
 
 from penstock.core.errors import StoreError, StoreUnavailable, StoreUnfit
 from penstock.core.ids import parse_job_id, partition_of
+from penstock.core.limits import SCRIPT_ITEMS
 from penstock.core.schedule import home_of_schedule
 from penstock.core.states import State
 from penstock.store.keys import KINDS, anchor_key
@@ -25,7 +26,6 @@ from penstock.store.redis.primary import Primary
 from penstock.store.redis.schedules import record_or_damage
 from penstock.store.redis.server import product, read_info, read_setting, text_of, version_problem
 
-_CHUNK = 200
 _PAGE = 1_000
 _MARKER_SETTLES_S = 2.5
 _MARKER_LOOK_S = 0.05
@@ -375,7 +375,7 @@ class _Auditor:
         keys = self._connection.keys[partition]
         cursor = 0
         while True:
-            cursor, entries = await self._connection.command("ZSCAN", keys.key(kind), cursor, "COUNT", _CHUNK)
+            cursor, entries = await self._connection.command("ZSCAN", keys.key(kind), cursor, "COUNT", SCRIPT_ITEMS)
             for member, _ in entries:
                 name = text_of(member)
                 looks = [("ZSCORE", keys.key(kind), name), ("EXISTS", keys.key("schedule", name))]
@@ -390,7 +390,7 @@ class _Auditor:
         key = self._connection.keys[partition].key("expire")
         cursor = 0
         while True:
-            cursor, entries = await self._connection.command("ZSCAN", key, cursor, "COUNT", _CHUNK)
+            cursor, entries = await self._connection.command("ZSCAN", key, cursor, "COUNT", SCRIPT_ITEMS)
             for entry, _ in entries:
                 if not all(map(parse_job_id, text_of(entry).split(" "))):
                     self._find("stray_hint", f"expire {text_of(entry)}", "is no list of ids")
@@ -431,7 +431,7 @@ class _Auditor:
         key = self._connection.keys[partition].prefix + name
         cursor = 0
         while True:
-            cursor, entries = await self._connection.command("ZSCAN", key, cursor, "COUNT", _CHUNK)
+            cursor, entries = await self._connection.command("ZSCAN", key, cursor, "COUNT", SCRIPT_ITEMS)
             for chunk in _chunks(text_of(member) for member, _ in entries):
                 answers = await self._connection.script("audit_entries", partition, name, wanted, queue, pack(chunk))
                 for subject, code, detail in answers:
@@ -469,5 +469,5 @@ def _kind_of(name: str) -> tuple[str, tuple[str, ...]]:
 
 def _chunks(items: Iterable[str]) -> Iterable[list[str]]:
     iterator = iter(items)
-    while chunk := list(itertools.islice(iterator, _CHUNK)):
+    while chunk := list(itertools.islice(iterator, SCRIPT_ITEMS)):
         yield chunk

@@ -38,6 +38,7 @@ from penstock.core.job import (
     TaskInfo,
     WorkerInfo,
 )
+from penstock.core.limits import SCRIPT_ITEMS
 from penstock.core.output import Followed, Output, OutputCode
 from penstock.core.schedule import DueSchedules, PutSchedule, Schedule, SchedulePage, ScheduleRecord, Tick, Ticked
 from penstock.core.states import State
@@ -148,19 +149,19 @@ class JobStore(Protocol):
     async def resume(self, queue: str) -> None:
         """Hand out a paused queue's jobs again; harmless where it is not paused."""
 
-    async def purge(self, partition: int, queue: str, *, up_to: int | None = None, limit: int = 200) -> Purged:
+    async def purge(self, partition: int, queue: str, *, up_to: int | None = None, limit: int = SCRIPT_ITEMS) -> Purged:
         """Cancel up to ``limit`` queued jobs of a queue, most urgent first, then by arrival.
 
         ``up_to`` None takes the newest place for the last; a later step passes on what the first one answered, so
         that what came meanwhile stays. Running, scheduled and retrying jobs stay too.
         """
 
-    async def promote(self, partition: int, *, limit: int = 200) -> Promoted:
+    async def promote(self, partition: int, *, limit: int = SCRIPT_ITEMS) -> Promoted:
         """Queue delayed jobs that are due (oldest due first), expire jobs past ``expires_at`` that never
         started; up to ``limit`` of each.
         """
 
-    async def reap(self, partition: int, *, limit: int = 200) -> Reaped:
+    async def reap(self, partition: int, *, limit: int = SCRIPT_ITEMS) -> Reaped:
         """Give back jobs whose lease lapsed, and set wake-ups again where work waits.
 
         lost + 1 each; requeued at its own place, or failed as ``poisoned`` at ``max_lost`` if it ran alone, or
@@ -181,7 +182,7 @@ class JobStore(Protocol):
         lost.
         """
 
-    async def prune(self, partition: int, *, limit: int = 200) -> Pruned:
+    async def prune(self, partition: int, *, limit: int = SCRIPT_ITEMS) -> Pruned:
         """Remove final jobs past their retention; then dead letters above the cap of a queue, then other final jobs
         above the cap of all queues, those that finished first; at most ``limit`` of each kind.
         """
@@ -274,7 +275,7 @@ class ScheduleStore(Protocol):
             ValueError: the cursor is not one of ours.
         """
 
-    async def due_schedules(self, partition: int, *, limit: int = 200) -> DueSchedules:
+    async def due_schedules(self, partition: int, *, limit: int = SCRIPT_ITEMS) -> DueSchedules:
         """Return schedules whose next tick has come, longest due first, at most about 1 MiB of them.
 
         One that is damaged is put off for a minute, so that it neither stops the others nor is met again at once.

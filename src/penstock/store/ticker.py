@@ -11,6 +11,7 @@ import structlog
 
 from penstock.core import events
 from penstock.core.errors import StoreUnavailable
+from penstock.core.limits import SCRIPT_ITEMS
 from penstock.core.schedule import DueSchedules, Tick, plan
 from penstock.store.protocol import ScheduleStore
 
@@ -18,8 +19,7 @@ from penstock.store.protocol import ScheduleStore
 LOOK_S = 1.0
 #: Spreads the processes that wake for the same tick.
 JITTER_S = 0.01
-_ROUNDS = 20
-_LIMIT = 200
+_ROUNDS = 40
 #: Partitions that are looked at at the same time.
 _AT_ONCE = 64
 _PAUSE_S = 0.005
@@ -74,7 +74,7 @@ class Ticker:
     async def _look(self, partition: int) -> float:
         """Let a partition's schedules tick; return in how many seconds to look again."""
         for _ in range(_ROUNDS):
-            due = await self._store.due_schedules(partition, limit=_LIMIT)
+            due = await self._store.due_schedules(partition, limit=SCRIPT_ITEMS)
             if not due.records:
                 return self._until_next(due)
             await self._tick(partition, due)

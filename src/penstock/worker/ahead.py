@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from penstock.core.limits import SCRIPT_ITEMS
-
 #: As many as end within this time.
 AHEAD_S = 0.02
+#: And no more than these.
+MOST_JOBS = 200
 #: Above this length of a run: none.
 LONG_RUN_S = 0.05
 #: What has waited for longer goes back.
@@ -34,7 +34,7 @@ class Ahead:
         self._ended += 1
         passed_s = now_s - self._since_s
         if passed_s >= _WINDOW_S:
-            self.jobs = min(SCRIPT_ITEMS, int(self._ended / passed_s * AHEAD_S))
+            self.jobs = min(MOST_JOBS, int(self._ended / passed_s * AHEAD_S))
             self._ended, self._since_s = 0, now_s
 
     def _start(self, now_s: float) -> None:

@@ -20,7 +20,6 @@ from penstock.core import events
 from penstock.core.errors import SchedulesFull, StoreError, StoreFull, TaskError
 from penstock.core.ids import WorkerName
 from penstock.core.job import PRIORITY_WEIGHTS, ClaimedJob, JobOptions, Settle, Verb, WorkerInfo, handler_name
-from penstock.core.limits import SCRIPT_ITEMS
 from penstock.handlers import builtin
 from penstock.handlers.registry import EXECUTORS, Executor, Registry, Task
 from penstock.handlers.schedules import DeclaredSchedule, find_schedules
@@ -28,6 +27,7 @@ from penstock.store.protocol import Store
 from penstock.store.ticker import Ticker
 from penstock.store.upkeep import Upkeep
 from penstock.worker.active import ActiveJob, Place, StopCause
+from penstock.worker.ahead import MOST_JOBS
 from penstock.worker.child import start_child
 from penstock.worker.decide import Policy, policy_of
 from penstock.worker.executors import Handlers, JobExecutor, LoopExecutor
@@ -255,7 +255,7 @@ class Worker:
             executors,
             worker=self.name,
             lease_ms=options.lease_ms,
-            ahead=0 if self._alone else min(SCRIPT_ITEMS, self._slots.size),
+            ahead=0 if self._alone else min(MOST_JOBS, self._slots.size),
         )
         self._fetcher = Fetcher(
             self._store,

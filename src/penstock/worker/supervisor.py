@@ -24,9 +24,9 @@ from penstock.core import events
 from penstock.core.errors import PenstockError
 from penstock.core.ids import JobId, WorkerName
 from penstock.core.job import Extension
-from penstock.core.limits import SCRIPT_ITEMS
 from penstock.store import Store, StoreOptions, connect
 from penstock.worker import lease_table
+from penstock.worker.ahead import MOST_JOBS
 from penstock.worker.backoff import Outage
 from penstock.worker.control import BOOT, DRAIN, EXIT_CONFIG, EXIT_OK, EXIT_WORN, HASTEN, Orders, encode_orders
 from penstock.worker.options import WorkerOptions
@@ -172,7 +172,7 @@ class Supervisor:
         options = self._options
         pool = options.pool_processes or os.cpu_count() or 1
         # Ended jobs whose end is not written yet have given their slots back, so there are more leases than slots.
-        table = lease_table.create(options.concurrency + options.threads + pool + 3 * SCRIPT_ITEMS)
+        table = lease_table.create(options.concurrency + options.threads + pool + 3 * MOST_JOBS)
         # Never a name again: what is given back for a dead one must not be another's.
         name = WorkerName(f"{self._name}-{secrets.token_hex(3)}")
         theirs, ours = os.pipe()

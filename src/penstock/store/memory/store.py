@@ -37,7 +37,7 @@ from penstock.core.job import (
     Verb,
     WorkerInfo,
 )
-from penstock.core.limits import DAY_MS, SECOND_MS, Limits
+from penstock.core.limits import DAY_MS, SCRIPT_ITEMS, SECOND_MS, Limits
 from penstock.core.output import Followed, Output, OutputCode
 from penstock.core.schedule import DueSchedules, PutSchedule, Schedule, SchedulePage, ScheduleRecord, Tick, Ticked
 from penstock.core.states import PLACES, AttemptOutcome, Place, Reason, State
@@ -138,15 +138,15 @@ class MemoryStore:
             part.paused.discard(queue)
             part.mark(queue)
 
-    async def purge(self, partition: int, queue: str, *, up_to: int | None = None, limit: int = 200) -> Purged:
+    async def purge(self, partition: int, queue: str, *, up_to: int | None = None, limit: int = SCRIPT_ITEMS) -> Purged:
         """Cancel what is queued."""
         return sweeps.purge(self._parts[partition], queue, up_to, limit, self._now())
 
-    async def promote(self, partition: int, *, limit: int = 200) -> Promoted:
+    async def promote(self, partition: int, *, limit: int = SCRIPT_ITEMS) -> Promoted:
         """Queue what is due, expire what is late."""
         return sweeps.promote(self._parts[partition], limit, self._now())
 
-    async def reap(self, partition: int, *, limit: int = 200) -> Reaped:
+    async def reap(self, partition: int, *, limit: int = SCRIPT_ITEMS) -> Reaped:
         """Give back what lapsed."""
         return sweeps.reap(self._parts[partition], limit, self._now())
 
@@ -156,7 +156,7 @@ class MemoryStore:
         """Give back what a worker holds."""
         return self._give_back_held(worker, named=set(), min_age_ms=None, lost=lost, started=started)
 
-    async def prune(self, partition: int, *, limit: int = 200) -> Pruned:
+    async def prune(self, partition: int, *, limit: int = SCRIPT_ITEMS) -> Pruned:
         """Remove old final jobs."""
         return sweeps.prune(
             self._parts[partition],
@@ -207,7 +207,7 @@ class MemoryStore:
         self._check_open()
         return self._schedules.page(limit, cursor)
 
-    async def due_schedules(self, partition: int, *, limit: int = 200) -> DueSchedules:
+    async def due_schedules(self, partition: int, *, limit: int = SCRIPT_ITEMS) -> DueSchedules:
         """Return what is due."""
         return self._schedules.due(self._parts[partition], limit, self._now())
 
