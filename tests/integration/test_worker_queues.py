@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from penstock.core.errors import ConfigError
 from penstock.core.job import Claimed, ClaimRequest
 from penstock.core.states import State
 from penstock.store.memory import MemoryStore
-from tests.integration.worker_support import completed, finished, new_job, submit, working
+from tests.integration.worker_support import completed, finished, memory_store, new_job, submit, working
 
 
 class Noting(MemoryStore):
@@ -44,6 +45,12 @@ async def test_claims_carry_the_weights(
     assert {(request.priority_weights, request.queue_weights) for request in whole} == {(priorities, queues)}
     assert all(0 <= request.draw < 1 for request in whole)
     assert len({request.draw for request in store.claims}) > 1
+
+
+async def test_slots_of_a_queue_that_no_task_names_stop_the_start() -> None:
+    with pytest.raises(ConfigError, match=r"PENSTOCK_QUEUE_SLOTS: 'reprots' is not among .*: 'default'"):
+        async with working(memory_store(), queue_slots=(("default", 20), ("reprots", 20))):
+            pass
 
 
 async def test_a_worker_rests_while_its_queue_is_paused() -> None:

@@ -262,6 +262,13 @@ def test_options_of_each_part_are_filled() -> None:
     assert settings.api_options().allowed_hosts == ("jobs.test",)
 
 
+def test_slots_of_a_queue_that_is_not_served_are_named() -> None:
+    environ = {"PENSTOCK_QUEUES": "reports:3,mail", "PENSTOCK_QUEUE_SLOTS": "reprots:20,mail:5,mial:1"}
+    with pytest.raises(ConfigError, match=r"'reprots', 'mial' are not among .*: 'reports', 'mail'") as error:
+        load(environ=environ).worker_options(())
+    assert error.value.key == "PENSTOCK_QUEUE_SLOTS"
+
+
 @pytest.mark.parametrize(
     ("environ", "key"),
     [

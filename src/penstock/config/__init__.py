@@ -139,7 +139,8 @@ class Settings:
     queue_slots: tuple[tuple[str, int], ...] = _setting(
         "PENSTOCK_QUEUE_SLOTS", (), read.queue_slots,
         "Most jobs of a queue that run at once in a process, async, plain and in the pool each: `reports:20,mail:5`. "
-        "Without it one of several queues leaves an eighth of the slots to the others.", "worker",
+        "Without it one of several queues leaves an eighth of the slots to the others. A queue that the worker does "
+        "not serve stops the start.", "worker",
         shown="all slots; of several queues seven eighths each",
     )  # fmt: skip
     priorities: str = _setting(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
+from penstock.core.errors import ConfigError
 from penstock.core.limits import MIB, Limits, TaskDefaults
 from penstock.handlers.ai import AISettings
 
@@ -15,7 +17,8 @@ class WorkerOptions:
     ``name`` None makes one of host, process id and a random part. ``modules`` are imported for their tasks, ``builtin``
     adds the built-in ones. ``queues`` None serves the default queue and those that the tasks name; ``queue_weights``
     stand for them in turn, where given. ``queue_slots`` says how many slots of each executor a queue may take; where
-    it says nothing, one of several queues leaves an eighth to the others. ``priorities`` is ``weighted`` (critical
+    it says nothing, one of several queues leaves an eighth to the others; of a queue that is not served it must say
+    nothing. ``priorities`` is ``weighted`` (critical
     first, then 16 : 4 : 1, so that the lowest still moves) or ``strict``.
     ``processes`` is how many processes run jobs under the supervisor; each of them claims for itself, with a loop of
     ``concurrency``, ``threads`` and a pool of ``pool_processes`` (0 means as many as cores) of its own. A lease of
@@ -46,3 +49,19 @@ class WorkerOptions:
     defaults: TaskDefaults = dataclasses.field(default_factory=TaskDefaults)
     log_json: bool | None = None
     log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        if self.queues is not None:
+            self.check_queue_slots(self.queues)
+
+    def check_queue_slots(self, served: Sequence[str]) -> None:
+        """See that each queue that is given slots is among those served.
+
+        Raises:
+            ConfigError: some are not; it names them.
+        """
+        if strange := [queue for queue, _ in self.queue_slots if queue not in served]:
+            named = ", ".join(repr(queue) for queue in strange)
+            shown = ", ".join(repr(queue) for queue in served)
+            detail = f"{named} {'is' if len(strange) == 1 else 'are'} not among the queues served here: {shown}"
+            raise ConfigError("PENSTOCK_QUEUE_SLOTS", f"{detail}; correct --queue-slots or --queues")

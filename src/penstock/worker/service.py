@@ -124,6 +124,7 @@ class Worker:
 
         Raises:
             TaskError: a module or a task cannot be used.
+            ConfigError: a queue that is given slots is not served.
         """
         if self.options.builtin:
             builtin.add_builtin(self._registry, ai=self.options.ai, run_in_process=self._pool.run)
@@ -135,12 +136,14 @@ class Worker:
         )
         if not self._registry.names():
             raise TaskError("there is nothing to run: name a module with tasks, or leave the built-in ones on")
+        self.options.check_queue_slots(self._queues())
 
     async def run(self) -> None:
         """Work until ``request_stop``, then drain and leave.
 
         Raises:
             TaskError: a module or a task cannot be used.
+            ConfigError: a queue that is given slots is not served.
             StoreMismatch: the data has another format.
         """
         self.load()
