@@ -18,7 +18,8 @@ PAGE = records.ROOT / "docs" / "performance.md"
 PICTURES = PAGE.parent / "performance"
 _BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 Results = Mapping[str, Report]
-_KINDS = ("queued", "finished", "delayed")
+#: What lies there, and how it is called in a table.
+_KINDS = {"queued": "queued", "finished": "finished", "capped": "finished, at the cap", "delayed": "delayed"}
 TIMES_BULLMQ = 2
 #: What a rate may lose up to a million jobs.
 FLAT = 0.2
@@ -49,7 +50,8 @@ _PEERS = (
 )
 _SCALE = (
     "The same while so many other jobs are queued, finished and kept, or delayed. What is lost is between the best "
-    "figure of a row and the one with the most jobs; up to 20 % counts as flat."
+    "figure of a row and the one with the most jobs; up to 20 % counts as flat. Finished jobs lie below a cap that is "
+    "set higher than shipped (`--finished-jobs`); at the cap, a million as shipped, each job that comes pushes one out."
 )
 _SLOWEST = (
     "The slowest script call meanwhile (ms, and which): `SLOWLOG` counts the time that a call waits for a processor, "
@@ -330,13 +332,15 @@ def _depth_rows(report: Report, sizes: Sequence[int]) -> list[list[str]]:
         "http": "`POST /submit`, 64 connections",
         "batch": "`POST /jobs/batch`, 1,000 a request",
     }
-    return [
-        [f"{name}, {kind}", *map(_shown, found), _lost(found)]
-        for section, name in names.items()
-        if report.of(section)
-        for kind in _KINDS
-        for found in [[report.figure(f"{section}.{kind}.{size}") for size in sizes]]
-    ]
+    rows = []
+    for section, name in names.items():
+        for kind, title in _KINDS.items() if report.of(section) else ():
+            found = [report.figure(f"{section}.{kind}.{size}") for size in sizes]
+            # The cap has one size; what lies below it is what it compares with.
+            below = [report.figure(f"{section}.finished.{size}") for size in sizes] if kind == "capped" else []
+            if any(found):
+                rows.append([f"{name}, {title}", *map(_shown, found), _lost([*below, *found])])
+    return rows
 
 
 def _lost(found: Sequence[Figure | None]) -> str:
@@ -350,19 +354,19 @@ def _lost(found: Sequence[Figure | None]) -> str:
 
 def _limit_rows(report: Report, sizes: Sequence[int]) -> list[list[str]]:
     rows = []
-    for kind in _KINDS:
+    for kind, title in _KINDS.items():
         found = [report.figure(f"slowest.{kind}.{size}") for size in sizes]
-        rows.append([f"slowest call, {kind}", *(f"{_shown(one)} `{one.settings}`" if one else "" for one in found)])
+        rows.append([f"slowest call, {title}", *(f"{_shown(one)} `{one.settings}`" if one else "" for one in found)])
         over = [one.median_of("calls over 5 ms") if one else None for one in found]
-        rows.append([f"calls over 5 ms, {kind}", *("" if calls is None else number(calls) for calls in over)])
-    for kind in _KINDS:
+        rows.append([f"calls over 5 ms, {title}", *("" if calls is None else number(calls) for calls in over)])
+    for kind, title in _KINDS.items():
         found = [report.figure(f"alone.{kind}.{size}") for size in sizes]
-        rows.append([f"slowest alone, {kind}", *(f"{_shown(one)} `{one.settings}`" if one else "" for one in found)])
-    for kind in _KINDS:
+        rows.append([f"slowest alone, {title}", *(f"{_shown(one)} `{one.settings}`" if one else "" for one in found)])
+    for kind, title in _KINDS.items():
         found = [report.figure(f"memory.{kind}.{size}") for size in sizes]
         rows.append(
             [
-                f"worker · API, MiB, {kind}",
+                f"worker · API, MiB, {title}",
                 *(f"{_shown(one)} · {number(one.median_of('API') or 0)}" if one else "" for one in found),
             ]
         )

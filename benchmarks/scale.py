@@ -2,8 +2,9 @@
 
     .venv/bin/python -m benchmarks.scale [--parts depth,workers,partitions] [--sizes 1000,100000,1000000]
 
-*depth*: the rates of running, submitting and batches while so many jobs are queued, finished and kept, or delayed;
-bytes a job, the slowest script call, memory of worker and API. *workers*: 1, 2 and 4 processes. *partitions*: 1, 4, 16.
+*depth*: the rates of running, submitting and batches while so many jobs are queued, finished and kept (below a cap, and
+at the shipped one), or delayed; bytes a job, the slowest script call, memory of worker and API. *workers*: 1, 2 and 4
+processes. *partitions*: 1, 4, 16.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from benchmarks.feed import DRAIN_S, Feed
 from benchmarks.marks import Marks
 from benchmarks.processes import Bench, Process, end_cleanly, run_json
 from benchmarks.records import Figure
+from penstock.core.limits import Limits
 
 OUT = records.RESULTS / "scale.json"
 PARTS = ("depth", "workers", "partitions")
 LONG_MS = 5
+#: So many finished jobs are kept where nothing is set.
+CAP = Limits().finished_jobs
 HOUR_MS = 3_600_000
 #: More than come over HTTP while so many others lie there.
 MOST_SENT = 3_000_000
@@ -88,12 +92,16 @@ class Scale:
         for size in self.parameters.sizes:
             self.references.run()
             self._queued_then_finished(size)
+            if size == CAP:
+                self._capped(size)
             self._delayed(size)
 
     def _queued_then_finished(self, size: int) -> None:
         self.bench.reset()
         path, feed = self._feed(size * 2 + self._jobs(size) * (self.parameters.repeats * 2 + 4) + MOST_SENT)
-        with self.bench.worker(path) as worker, self.bench.api() as (api, port):
+        # All that finish are kept; `_capped` measures what it costs when each that comes pushes one out.
+        kept = {"PENSTOCK_FINISHED_JOBS": str(feed.marks.jobs)}
+        with self.bench.worker(path, env=kept) as worker, self.bench.api(env=kept) as (api, port):
             feed.pause()
             scripts.watch_slow_calls(self.bench)
             empty = self.bench.used_memory()
@@ -111,6 +119,20 @@ class Scale:
         self.add(f"bytes.queued.{size}", "a queued job", "bytes", [queued], lower=True)
         self.add(f"bytes.finished.{size}", "a finished job, kept with its result", "bytes", [finished], lower=True)
         self._judge(("queued", "finished"), size, verdict)
+
+    def _capped(self, size: int) -> None:
+        self.bench.reset()
+        path, feed = self._feed(size + self._jobs(size) * (self.parameters.repeats + 2) + MOST_SENT)
+        with self.bench.worker(path) as worker, self.bench.api() as (api, port):
+            scripts.watch_slow_calls(self.bench)
+            self._fill(feed, size)
+            feed.wait_finished(feed.taken)
+            feed.pause()
+            self._measure(feed, "capped", size, worker, api, port)
+            feed.resume()
+            feed.wait_finished(feed.taken)
+            verdict = feed.marks.verdict(0, feed.taken)
+        self._judge(("capped",), size, verdict)
 
     def _delayed(self, size: int) -> None:
         self.bench.reset()
