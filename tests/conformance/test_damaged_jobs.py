@@ -23,6 +23,7 @@ from penstock.core.job import (
 from penstock.core.limits import Limits
 from penstock.core.states import State
 from penstock.store.redis.testing import change_job
+from tests.answers import without_errors
 from tests.conformance.subject import OTHER_WORKER, WORKER, Subject, redis_subject
 from tests.conformance.test_damaged import Damage
 
@@ -93,7 +94,7 @@ class TestNeighbours:
         damage = Damage(subject)
         await change_job(damage.connection, job_id, priority=wrong)
         with pytest.raises(StoreError, match="damaged"):
-            await subject.store.cancel([job_id])
+            without_errors(await subject.store.cancel([job_id]))
         assert not await damage.holds(job_id, "final", "cancelled", "default")
         assert not await damage.holds(job_id, "expire")
 
@@ -117,7 +118,7 @@ class TestNeighbours:
         (queue,) = await subject.store.queues()
         assert queue.running == 2
         with pytest.raises(StoreError):
-            await subject.store.cancel([ids[1]])
+            without_errors(await subject.store.cancel([ids[1]]))
         assert not await damage.holds(ids[1], "final", "cancelled", "default")
 
     @pytest.mark.parametrize("status", [{"a": 1}, 7, True, "lost"])
@@ -132,7 +133,7 @@ class TestNeighbours:
             Settled(code=SettleCode.STALE, state=None),
             Settled(code=SettleCode.DONE, state=State.COMPLETED),
         ]
-        (changed,) = await subject.store.redrive([bad.token.job_id])
+        (changed,) = without_errors(await subject.store.redrive([bad.token.job_id]))
         assert (changed.code, changed.state) == (ChangeCode.CONFLICT, None)
 
     @WRONG
@@ -203,6 +204,41 @@ class TestNeighbours:
         assert isinstance(answers[1], Submitted)
 
 
+class TestChanges:
+    """Others that are changed in one call with a damaged one, in whose place its error stands."""
+
+    async def test_cancels_the_others_redis(self, subject: Subject) -> None:
+        ids = await subject.submit_many(3)
+        await change_job(Damage(subject).connection, ids[1], queue=None)
+        first, bad, last = await subject.store.cancel(ids)
+        assert isinstance(bad, StoreError)
+        assert [answer.code for answer in without_errors([first, last])] == [ChangeCode.DONE] * 2
+
+    @pytest.mark.parametrize("cancel", ["soon", {"a": 1}])
+    async def test_cancels_the_others_beside_one_whose_request_cannot_be_read_redis(
+        self, subject: Subject, cancel: Any
+    ) -> None:
+        await subject.submit_many(3)
+        ids = [job.token.job_id for job in (await subject.claim(3)).jobs]
+        await change_job(Damage(subject).connection, ids[1], cancel=cancel)
+        first, bad, last = await subject.store.cancel(ids)
+        assert isinstance(bad, StoreError)
+        assert [answer.code for answer in without_errors([first, last])] == [ChangeCode.REQUESTED] * 2
+
+    async def test_redrives_and_deletes_the_others_redis(self, subject: Subject) -> None:
+        ids = await subject.submit_many(3)
+        for job in (await subject.claim(3)).jobs:
+            await subject.settle(job.token, Verb.FAIL)
+        await change_job(Damage(subject).connection, ids[1], queue=None)
+        first, bad, last = await subject.store.redrive(ids)
+        assert isinstance(bad, StoreError)
+        assert [answer.code for answer in without_errors([first, last])] == [ChangeCode.DONE] * 2
+        await subject.store.cancel([ids[0], ids[2]])
+        first, bad, last = await subject.store.delete(ids)
+        assert isinstance(bad, StoreError)
+        assert [answer.code for answer in without_errors([first, last])] == [ChangeCode.DONE] * 2
+
+
 class TestWhoLooks:
     @pytest.mark.parametrize("changes", [{"created": "soon"}, {"priority": True}, {"head": "{"}, {"head": "[1]"}])
     async def test_lists_the_others_redis(self, subject: Subject, changes: dict[str, Any]) -> None:
@@ -253,7 +289,7 @@ async def test_a_wake_up_of_another_type_stops_no_request_to_cancel_redis(subjec
     token = await subject.running()
     damage = Damage(subject)
     await damage.connection.command("SET", damage.keys.key("wake", WORKER), "not a list")
-    (answer,) = await subject.store.cancel([token.job_id])
+    (answer,) = without_errors(await subject.store.cancel([token.job_id]))
     assert answer.cancel_requested_at_ms == subject.now_ms
     assert await subject.store.wait_work(WORKER, ["default"], timeout_ms=20_000) == frozenset({"wake"})
 

@@ -22,6 +22,7 @@ from penstock.core.job import (
 from penstock.core.limits import Limits
 from penstock.core.states import Reason, State
 from penstock.store.redis.store import RedisStore
+from tests.answers import without_errors
 from tests.conformance.conftest import MakeSubject
 from tests.conformance.subject import START_MS, WORKER, Subject
 
@@ -351,7 +352,7 @@ async def test_a_redrive_takes_a_free_key(subject: Subject) -> None:
     token = await subject.running(unique=unique())
     await fails(subject, token)
     assert await holder(subject) is None
-    (changed,) = await subject.store.redrive([token.job_id])
+    (changed,) = without_errors(await subject.store.redrive([token.job_id]))
     assert changed.code is ChangeCode.DONE
     assert await holder(subject) == token.job_id
     assert await subject.audit() == []
@@ -363,11 +364,11 @@ async def test_a_redrive_beside_another_holder_is_refused(subject: Subject) -> N
     token = await subject.running(unique=unique())
     await fails(subject, token)
     second = await subject.submit(unique=unique())
-    (changed,) = await subject.store.redrive([token.job_id])
+    (changed,) = without_errors(await subject.store.redrive([token.job_id]))
     assert (changed.code, changed.state, changed.holder) == (ChangeCode.HELD, State.FAILED, second)
     assert await subject.count("redriven") == 0
     await subject.store.cancel([second])
-    (changed,) = await subject.store.redrive([token.job_id])
+    (changed,) = without_errors(await subject.store.redrive([token.job_id]))
     assert changed.code is ChangeCode.DONE
     assert await subject.audit() == []
 
@@ -378,14 +379,14 @@ async def test_of_two_failed_jobs_one_is_redriven(subject: Subject) -> None:
         token = await subject.running(unique=unique())
         await fails(subject, token)
         ids.append(token.job_id)
-    first, second = await subject.store.redrive(ids)
+    first, second = without_errors(await subject.store.redrive(ids))
     assert (first.code, second.code, second.holder) == (ChangeCode.DONE, ChangeCode.HELD, ids[0])
 
 
 async def test_a_redrive_within_its_own_time(subject: Subject) -> None:
     token = await subject.running(unique=unique(until=FINISHED, for_ms=60_000))
     await fails(subject, token)
-    (changed,) = await subject.store.redrive([token.job_id])
+    (changed,) = without_errors(await subject.store.redrive([token.job_id]))
     assert changed.code is ChangeCode.DONE
     assert await subject.audit() == []
     await subject.advance(60_000)
@@ -401,7 +402,7 @@ async def test_a_redrive_of_what_holds_no_more_is_free(subject: Subject) -> None
     await fails(subject, timed)
     await subject.advance(60_000)
     holders = [await subject.submit(unique=unique(key=key)) for key in (KEY, OTHER_KEY)]
-    changes = await subject.store.redrive([started.job_id, timed.job_id])
+    changes = without_errors(await subject.store.redrive([started.job_id, timed.job_id]))
     assert [changed.code for changed in changes] == [ChangeCode.DONE, ChangeCode.DONE]
     assert await holder(subject) == holders[0]
     assert await subject.audit() == []

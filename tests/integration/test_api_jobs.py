@@ -10,8 +10,10 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+import structlog
 
 from penstock.api.front import Front
+from penstock.core import events
 from penstock.core.durations import format_time
 from penstock.core.ids import WorkerName, make_job_id
 from penstock.core.job import ClaimRequest, JobError, Settle, TaskInfo, Verb, WorkerInfo
@@ -19,6 +21,8 @@ from penstock.core.retry import Backoff
 from penstock.core.states import Reason
 from penstock.store import Store, StoreOptions, connect
 from penstock.store.memory import MemoryStore
+from penstock.store.redis.store import RedisStore
+from penstock.store.redis.testing import change_job
 from tests.integration.api_support import WORKER, Work, app_of, client_of
 from tests.waiting import until_async
 
@@ -405,6 +409,35 @@ async def test_dead_letters(client: httpx.AsyncClient, store: Store) -> None:
     assert (await client.request("DELETE", "/dead-letter", json={"ids": [ids[0]]})).json()["skipped"] == 1
     assert (await client.post("/dead-letter/redrive", json={"all": True})).json()["redriven"] == 2
     assert (await client.get("/dead-letter?queue=a")).json()["items"] == []
+
+
+@pytest.mark.parametrize("damage", [{"queue": None}, {"head": "{"}], ids=["queue", "head"])
+@pytest.mark.parametrize(("method", "path", "verb"), [("POST", "/redrive", "redriven"), ("DELETE", "", "deleted")])
+async def test_a_damaged_dead_letter_is_skipped_and_told(
+    valkey_url: str,
+    namespace: str,
+    damage: dict[str, Any],
+    method: str,
+    path: str,
+    verb: str,
+) -> None:
+    store = await connect(StoreOptions(redis_url=valkey_url, namespace=namespace))
+    assert isinstance(store, RedisStore)
+    try:
+        async with client_of(app_of(store)) as client:
+            ids = [await submit(client) for _ in range(3)]
+            for _ in ids:
+                await Work(store).settle(Verb.FAIL, reason=Reason.EXHAUSTED)
+            await change_job(store.connection, ids[1], **damage)
+            with structlog.testing.capture_logs() as lines:
+                answer = await client.request(method, f"/dead-letter{path}", json={"ids": ids})
+    finally:
+        await store.close()
+    redriven_anyway = verb == "redriven" and "head" in damage
+    done = 3 if redriven_anyway else 2
+    assert (answer.status_code, answer.json()) == (200, {verb: done, "skipped": 3 - done, "more": False})
+    told = [line["job_id"] for line in lines if line["event"] == events.CHANGE_FAILED]
+    assert told == ([] if redriven_anyway else [ids[1]])
 
 
 @pytest.mark.parametrize(

@@ -319,7 +319,7 @@ def test_dead_letters_are_redriven_and_deleted(server: FakeServer, command: Comm
     server.answer("POST", "/dead-letter/redrive", {"redriven": 1, "skipped": 1, "more": False})
     server.answer("DELETE", "/dead-letter", {"deleted": 0, "skipped": 1, "more": False})
     code, out, _ = command("dead-letter", "redrive", "--queue", "q", "--task", "t")
-    assert (code, out) == (0, "redriven 3, skipped 1 that are not failed jobs\n")
+    assert (code, out) == (0, "redriven 3, skipped 1 that are not failed jobs or cannot be changed\n")
     assert server.seen[0][2] == {"queue": "q", "task": "t"}
     code, out, _ = command("dead-letter", "delete", JOB_ID, "--json")
     assert (code, json.loads(out)) == (Exit.NOT_FOUND, {"deleted": 0, "skipped": 1})

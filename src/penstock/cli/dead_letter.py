@@ -102,7 +102,10 @@ def _report(verb: str, done: int, skipped: int, *, as_json: bool) -> int:
     if as_json:
         print_json({verb: done, "skipped": skipped})
     else:
-        print_line(f"{verb} {done:,}" + (f", skipped {skipped:,} that are not failed jobs" if skipped else ""))
+        print_line(
+            f"{verb} {done:,}"
+            + (f", skipped {skipped:,} that are not failed jobs or cannot be changed" if skipped else "")
+        )
     return Exit.NOT_FOUND if skipped and not done else Exit.OK
 
 

@@ -60,6 +60,8 @@ API_STOPPED = "api.stopped"
 REQUEST_FINISHED = "request.finished"
 #: A request met an error that nobody expected; the line has its traceback.
 REQUEST_CRASHED = "request.crashed"
+#: One of several jobs could not be changed, a damaged one say; the others were.
+CHANGE_FAILED = "change.failed"
 
 EVENTS = frozenset(
     {
@@ -99,5 +101,6 @@ EVENTS = frozenset(
         API_STOPPED,
         REQUEST_FINISHED,
         REQUEST_CRASHED,
+        CHANGE_FAILED,
     }
 )

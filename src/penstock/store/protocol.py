@@ -124,20 +124,23 @@ class JobStore(Protocol):
         counted. Raises ``StoreFull`` at the memory limit: output must not take the room that finishing needs.
         """
 
-    async def cancel(self, ids: Sequence[JobId]) -> list[Changed]:
+    async def cancel(self, ids: Sequence[JobId]) -> list[Changed | Exception]:
         """Cancel each job: at once where it waits (DONE), by a stored request where it runs (REQUESTED,
         with the first
         request's time), CONFLICT where it is final.
+
+        A job that cannot be changed, as a damaged one, has its error in its place, here and in the next two; an error
+        of the store itself is raised, and what it was asked before may have happened.
         """
 
-    async def redrive(self, ids: Sequence[JobId], *, early: bool = True) -> list[Changed]:
+    async def redrive(self, ids: Sequence[JobId], *, early: bool = True) -> list[Changed | Exception]:
         """Queue failed jobs again (at the end, counted, lost and no_handler back to 0, attempts kept,
         result and reason cleared); with
         ``early`` also start scheduled and retrying ones now. Otherwise CONFLICT. A job that would hold its unique key
         again takes it, or is left failed where another one holds it: HELD. Waits as ``submit`` does.
         """
 
-    async def delete(self, ids: Sequence[JobId]) -> list[Changed]:
+    async def delete(self, ids: Sequence[JobId]) -> list[Changed | Exception]:
         """Remove final jobs with all their keys; CONFLICT where not final."""
 
     async def pause(self, queue: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Annotated
 
 import msgspec
+import structlog
 from litestar import Response, delete, get, post
 from msgspec import Meta
 
@@ -15,17 +16,21 @@ from penstock.api.fields import Checker
 from penstock.api.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
+    INTERNAL_ERROR,
     NOT_DURABLE,
     NOT_JSON,
     STORE_UNAVAILABLE,
     UNSUPPORTED_MEDIA_TYPE,
+    from_exception,
     invalid,
 )
-from penstock.api.routes.common import PROBLEMS, QUERY, AnyRequest, json_body, query_of, services_of
+from penstock.api.routes.common import PROBLEMS, QUERY, AnyRequest, exchange_of, json_body, query_of, services_of
 from penstock.api.routes.jobs import page
 from penstock.api.services import Services
 from penstock.api.strict import BodyDecoder, check_nesting
 from penstock.api.views import Deleted, JobPage, Redriven
+from penstock.core import events
+from penstock.core.errors import StoreError
 from penstock.core.ids import JobId, parse_job_id
 from penstock.core.job import ChangeCode, Changed, JobFilter
 from penstock.core.states import State
@@ -34,6 +39,7 @@ _FILTERS = (query.QUEUE, query.TASK, query.TAG, query.CREATED_AFTER, query.CREAT
 _LIST = (*_FILTERS, query.LIMIT, query.CURSOR)
 _PAGE = 200
 _MOST = 1_000_000
+_log = structlog.get_logger("penstock.api")
 
 
 class DeadLetterSelection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,7 +90,7 @@ _BODY_PROBLEMS = (NOT_JSON, BODY_TIMEOUT, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE
 async def redrive_dead_letters(request: AnyRequest) -> Response[Redriven]:
     services = services_of(request)
 
-    async def redrive(ids: Sequence[JobId]) -> list[Changed]:
+    async def redrive(ids: Sequence[JobId]) -> list[Changed | Exception]:
         return await services.store.redrive(ids, early=False)
 
     done, skipped, more = await _apply(request, redrive)
@@ -103,18 +109,36 @@ async def redrive_dead_letters(request: AnyRequest) -> Response[Redriven]:
 async def delete_dead_letters(request: AnyRequest) -> Response[Deleted]:
     services = services_of(request)
 
-    async def remove(ids: Sequence[JobId]) -> list[Changed]:
+    async def remove_failed(ids: Sequence[JobId]) -> list[Changed | Exception]:
         # Other final jobs may be deleted too, but not by this route.
-        records = await asyncio.gather(*(services.store.get(job_id) for job_id in ids)) if by_id else []
-        failed = {record.id for record in records if record is not None and record.state is State.FAILED}
-        wanted = [job_id for job_id in ids if job_id in failed] if by_id else list(ids)
-        missed = [Changed(code=ChangeCode.MISSING)] * (len(ids) - len(wanted))
-        return [*(await services.store.delete(wanted) if wanted else []), *missed]
+        answers = await asyncio.gather(*(_refusal(services, job_id) for job_id in ids))
+        wanted = [index for index, answer in enumerate(answers) if answer is None]
+        deleted = await services.store.delete([ids[index] for index in wanted]) if wanted else []
+        found = dict(zip(wanted, deleted, strict=True))
+        return [found[index] if answer is None else answer for index, answer in enumerate(answers)]
 
     selection = await _selection(request)
-    by_id = selection.ids is not None
+    remove = services.store.delete if selection.ids is None else remove_failed
     done, skipped, more = await _apply(request, remove, selection)
     return Response(Deleted(deleted=done, skipped=skipped, more=more))
+
+
+async def _refusal(services: Services, job_id: JobId) -> Changed | Exception | None:
+    """Return why a job is not to be deleted as a dead letter, None when it is one.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    try:
+        record = await services.store.get(job_id)
+    except StoreError as error:
+        if from_exception(error).kind is not INTERNAL_ERROR:
+            raise
+        # The job's own: it is damaged.
+        return error
+    if record is None or record.state is not State.FAILED:
+        return Changed(code=ChangeCode.MISSING)
+    return None
 
 
 async def _selection(request: AnyRequest) -> DeadLetterSelection:
@@ -129,10 +153,13 @@ async def _selection(request: AnyRequest) -> DeadLetterSelection:
 
 async def _apply(
     request: AnyRequest,
-    verb: Callable[[Sequence[JobId]], Awaitable[list[Changed]]],
+    verb: Callable[[Sequence[JobId]], Awaitable[list[Changed | Exception]]],
     selection: DeadLetterSelection | None = None,
 ) -> tuple[int, int, bool]:
-    """Apply a verb to what the body chooses; return how many it changed, how many not, and whether more is left."""
+    """Apply a verb to what the body chooses; return how many it changed, how many not, and whether more is left.
+
+    A job that cannot be changed, because it is damaged, counts among those not changed and is told in the log.
+    """
     services = services_of(request)
     chosen = selection or await _selection(request)
     filters, ids = _read(chosen, Checker(services.clock()), services.options.limits.batch_items)
@@ -144,13 +171,27 @@ async def _apply(
             return done, skipped, True
         taken = chunk[:left]
         answers = await verb(taken)
-        changed = sum(answer.code is ChangeCode.DONE for answer in answers)
+        changed = 0
+        for job_id, answer in zip(taken, answers, strict=True):
+            if isinstance(answer, Exception):
+                _note_failure(request, job_id, answer)
+            elif answer.code is ChangeCode.DONE:
+                changed += 1
         done += changed
         skipped += len(answers) - changed
         left -= len(taken)
         if len(taken) < len(chunk):
             return done, skipped, True
     return done, skipped, False
+
+
+def _note_failure(request: AnyRequest, job_id: JobId, error: Exception) -> None:
+    _log.error(
+        events.CHANGE_FAILED,
+        message=f"Job {job_id} could not be changed: {error}.",
+        job_id=job_id,
+        request_id=exchange_of(request).request_id,
+    )
 
 
 def _read(chosen: DeadLetterSelection, checker: Checker, most_ids: int) -> tuple[JobFilter | None, list[JobId]]:

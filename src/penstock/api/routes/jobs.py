@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from litestar import Response, delete, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath
@@ -145,7 +147,7 @@ async def cancel_job(request: AnyRequest, job_id: FromPath[str]) -> Response[Cha
     wanted = job_id_of(request, job_id)
     query_of(request)
     await no_body(request)
-    changed = (await services.store.cancel([wanted]))[0]
+    changed = _only(await services.store.cancel([wanted]))
     if changed.code is ChangeCode.CONFLICT:
         status = changed.state.value if changed.state else "unknown"
         raise _conflict(wanted, changed, f"The job is {status}, which is final: there is nothing to cancel.")
@@ -167,7 +169,7 @@ async def retry_job(request: AnyRequest, job_id: FromPath[str]) -> Response[Chan
     wanted = job_id_of(request, job_id)
     query_of(request)
     await no_body(request)
-    changed = (await services.store.redrive([wanted], early=True))[0]
+    changed = _only(await services.store.redrive([wanted], early=True))
     if changed.code is ChangeCode.HELD and changed.holder is not None:
         raise key_held(changed.holder, None)
     if changed.code is ChangeCode.CONFLICT:
@@ -191,13 +193,21 @@ async def delete_job(request: AnyRequest, job_id: FromPath[str]) -> None:
     wanted = job_id_of(request, job_id)
     query_of(request)
     await no_body(request)
-    changed = (await services.store.delete([wanted]))[0]
+    changed = _only(await services.store.delete([wanted]))
     if changed.code is ChangeCode.CONFLICT:
         status = changed.state.value if changed.state else "unknown"
         detail = f"The job is {status}; only final jobs can be deleted. POST /jobs/{wanted}/cancel ends it first."
         raise _conflict(wanted, changed, detail)
     if changed.code is ChangeCode.MISSING:
         raise not_found(wanted, services)
+
+
+def _only(answers: Sequence[StoreChanged | Exception]) -> StoreChanged:
+    """Return the answer for one job; raise the error that stands in its place."""
+    (answer,) = answers
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _conflict(job_id: JobId, changed: StoreChanged, detail: str) -> ApiError:

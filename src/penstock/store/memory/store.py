@@ -110,15 +110,15 @@ class MemoryStore:
         """Store output."""
         return [self._guarded(self._output, item) for item in items]
 
-    async def cancel(self, ids: Sequence[JobId]) -> list[Changed]:
+    async def cancel(self, ids: Sequence[JobId]) -> list[Changed | Exception]:
         """Cancel jobs."""
         return [self._change(job_id, self._cancel) for job_id in ids]
 
-    async def redrive(self, ids: Sequence[JobId], *, early: bool = True) -> list[Changed]:
+    async def redrive(self, ids: Sequence[JobId], *, early: bool = True) -> list[Changed | Exception]:
         """Queue failed jobs again."""
         return [self._change(job_id, lambda part, job: self._redrive(part, job, early=early)) for job_id in ids]
 
-    async def delete(self, ids: Sequence[JobId]) -> list[Changed]:
+    async def delete(self, ids: Sequence[JobId]) -> list[Changed | Exception]:
         """Remove final jobs."""
         return [self._change(job_id, self._delete) for job_id in ids]
 

@@ -322,19 +322,18 @@ def read_entry(kind: OutputKind, position: int, text: bytes) -> OutputEntry:
     )
 
 
-def changed(answer: Sequence[Any]) -> Changed:
-    """Read an answer of cancel, redrive or delete.
-
-    Raises:
-        ItemError: the script failed on the item.
-    """
+def changed(answer: Sequence[Any]) -> Changed | Exception:
+    """Read an answer of cancel, redrive or delete to one job."""
     if answer[0] == b"error":
-        raise ItemError(answer[1].decode(errors="replace"))
-    if answer[0] == b"held":
-        return Changed(code=ChangeCode.HELD, state=_state(answer[1]), holder=JobId(answer[2].decode()))
-    return Changed(
-        code=ChangeCode(answer[0].decode()), state=_state(answer[1]), cancel_requested_at_ms=number(answer[2])
-    )
+        return ItemError(answer[1].decode(errors="replace"))
+    code, status, value = answer
+    try:
+        if code == b"held":
+            return Changed(code=ChangeCode.HELD, state=_state(status), holder=JobId(value.decode()))
+        return Changed(code=ChangeCode(code.decode()), state=_state(status), cancel_requested_at_ms=number(value))
+    except (*UNREADABLE, AttributeError) as error:
+        # Others share the call: this must not become their error.
+        return ItemError(f"the job is damaged: {error!r}")
 
 
 def _attempts(job: StoredJob, ended: Mapping[bytes, bytes]) -> tuple[Attempt, ...]:

@@ -364,9 +364,11 @@ class RedisJobs:
 
     # changes by people
 
-    async def _change(self, script: str, ids: Sequence[JobId], *arguments: int, durable: bool = False) -> list[Changed]:
-        async def call(partition: int, part: Sequence[JobId]) -> list[Changed]:
-            answers: list[Changed] = []
+    async def _change(
+        self, script: str, ids: Sequence[JobId], *arguments: int, durable: bool = False
+    ) -> list[Changed | Exception]:
+        async def call(partition: int, part: Sequence[JobId]) -> list[Changed | Exception]:
+            answers: list[Changed | Exception] = []
             for start in range(0, len(part), SCRIPT_ITEMS):
                 packed = pack(part[start : start + SCRIPT_ITEMS])
                 replies = await self._connection.script(script, partition, packed, *arguments, durable=durable)
@@ -375,15 +377,15 @@ class RedisJobs:
 
         return await self._spread(ids, lambda job_id: job_id, call)
 
-    async def cancel(self, ids: Sequence[JobId]) -> list[Changed]:
+    async def cancel(self, ids: Sequence[JobId]) -> list[Changed | Exception]:
         """See ``JobStore.cancel``."""
         return await self._change("cancel", ids, *self._retention)
 
-    async def redrive(self, ids: Sequence[JobId], *, early: bool = True) -> list[Changed]:
+    async def redrive(self, ids: Sequence[JobId], *, early: bool = True) -> list[Changed | Exception]:
         """See ``JobStore.redrive``."""
         return await self._change("redrive", ids, int(early), durable=True)
 
-    async def delete(self, ids: Sequence[JobId]) -> list[Changed]:
+    async def delete(self, ids: Sequence[JobId]) -> list[Changed | Exception]:
         """See ``JobStore.delete``."""
         return await self._change("delete", ids)
 
