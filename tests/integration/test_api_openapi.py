@@ -124,6 +124,14 @@ async def test_swagger_page_has_nothing_inline_and_nothing_from_elsewhere() -> N
         assert 'url: "openapi.json"' in script
 
 
+async def test_the_servers_address_leads_to_the_page() -> None:
+    async with client_of(app_of(store())) as client:
+        root = await client.get("/")
+        assert (root.status_code, root.headers["location"]) == (307, "docs")
+        assert (await client.get("/?x=1")).status_code == 422
+        assert (await client.post("/")).status_code == 405
+
+
 def test_errors_page_lists_every_code() -> None:
     page = (REFERENCE / "errors.md").read_text()
     for kind in KINDS:

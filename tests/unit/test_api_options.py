@@ -112,9 +112,9 @@ def test_keys_take_the_place_of_host_and_origin() -> None:
 
 
 def test_open_routes() -> None:
-    opened = ["/health", "/health/live", "/docs", "/docs/start.js", "/openapi.json"]
+    opened = ["/", "/health", "/health/live", "/docs", "/docs/start.js", "/openapi.json"]
     assert all(is_open(path) for path in opened)
-    assert not any(is_open(path) for path in ["/", "/healthy", "/docsx", "/jobs", "/metrics", "/openapi.jsonx"])
+    assert not any(is_open(path) for path in ["//", "/healthy", "/docsx", "/jobs", "/metrics", "/openapi.jsonx"])
 
 
 def test_host_name() -> None:

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from penstock.api.options import ApiOptions, is_loopback
 from penstock.api.problems import FOREIGN_ORIGIN, HOST_NOT_ALLOWED, UNAUTHORIZED, ApiError
 
-#: Routes that answer without a key.
+#: Routes that answer without a key, besides ``/``, which leads to ``/docs``.
 OPEN_ROUTES = ("/health", "/docs", "/openapi.json")
 
 
 def is_open(path: str) -> bool:
     """Tell whether a path answers without a key."""
-    return any(path == route or path.startswith(f"{route}/") for route in OPEN_ROUTES)
+    return path == "/" or any(path == route or path.startswith(f"{route}/") for route in OPEN_ROUTES)
 
 
 def host_name(authority: str) -> str:

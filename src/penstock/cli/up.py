@@ -84,14 +84,14 @@ def _local_url(settings: Settings) -> str:
 
 
 def _greet(url: str, settings: Settings) -> None:
-    """Print the three lines to paste."""
+    """Print what to open, and the two lines to paste."""
     key = " -H 'authorization: Bearer YOUR_KEY'" if settings.api_keys else ""
     body = '{"task": "echo", "input": {"hello": "world"}}'
     print(
-        f"Penstock is ready at {url} (Ctrl-C stops it). Paste these into another terminal:",
+        f"Penstock is ready at {url} (Ctrl-C stops it); {url}/docs shows every route.",
+        "Paste these into another terminal:",
         f"  curl -X POST {url}/submit{key} -H 'content-type: application/json' -d '{body}'",
         f"  curl '{url}/jobs/ID?wait=10'{key}",
-        f"  {url}/docs",
         sep="\n",
         flush=True,
     )

@@ -6,7 +6,7 @@ from litestar.handlers import HTTPRouteHandler
 
 from penstock.api.routes.bare import submit_batch, submit_job, submit_job_as_jobs
 from penstock.api.routes.dead_letters import delete_dead_letters, list_dead_letters, redrive_dead_letters
-from penstock.api.routes.documents import get_documentation_file, get_documentation_page, get_openapi
+from penstock.api.routes.documents import get_documentation_file, get_documentation_page, get_openapi, get_root
 from penstock.api.routes.health import get_health, get_liveness, get_metrics, get_readiness
 from penstock.api.routes.jobs import cancel_job, delete_job, get_job, list_jobs, retry_job
 from penstock.api.routes.output import follow_job, get_job_log
@@ -59,6 +59,7 @@ ROUTES: tuple[HTTPRouteHandler, ...] = (
     get_health,
     get_liveness,
     get_readiness,
+    get_root,
     get_openapi,
     get_documentation_page,
     get_documentation_file,

@@ -39,6 +39,14 @@ async def get_openapi(request: AnyRequest) -> Response[bytes]:
     return Response(cast("bytes", request.app.state["openapi"]), media_type="application/json")
 
 
+@get("/", include_in_schema=False, status_code=307)
+async def get_root(request: AnyRequest) -> Response[bytes]:
+    """Show whoever opens the server's address in a browser what there is."""
+    query_of(request)
+    # Relative, so that it holds behind a proxy that takes a prefix off.
+    return Response(b"", status_code=307, headers={"Location": "docs"})
+
+
 @get(
     "/docs",
     operation_id="getDocumentation",
