@@ -299,7 +299,11 @@ async def test_list_filters_and_pages(client: httpx.AsyncClient, store: Store) -
     [
         ("status=done", "status", "not_allowed"),
         ("limit=0", "limit", "out_of_range"),
+        ("limit=-1", "limit", "out_of_range"),
+        ("limit=201", "limit", "out_of_range"),
+        ("limit=99999999999", "limit", "out_of_range"),
         ("limit=x", "limit", "wrong_type"),
+        ("limit=1.5", "limit", "wrong_type"),
         ("cursor=zzz", "cursor", "bad_cursor"),
         ("created_after=yesterday", "created_after", "bad_time"),
         ("queue=a&queue=b", "queue", "conflict"),

@@ -69,6 +69,21 @@ def test_what_is_refused_says_so(text: str) -> None:
         check_cron(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("60 * * * *", "the minute is wrong: 0 to 59"),
+        ("* 24 * * *", "the hour is wrong: 0 to 23"),
+        ("* * 32 * *", "the day of month is wrong"),
+        ("* * * 13 *", "the month is wrong: 1 to 12"),
+        ("* * * * 8", "the day of week is wrong: 0 to 7"),
+    ],
+)
+def test_the_wrong_field_is_named(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_cron(text)
+
+
 @settings(deadline=None)
 @given(st.text(alphabet="0123456789*/,-#LWSUNMOJAabc@ ", max_size=30))
 def test_any_text_is_an_expression_or_refused(text: str) -> None:

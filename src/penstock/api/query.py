@@ -14,6 +14,7 @@ from penstock.api.problems import field_error, invalid
 from penstock.core.states import State
 
 _NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?")
+_INTEGER = re.compile(r"-?[0-9]{1,100}")
 _WAIT = re.compile(r"\s*wait\s*=\s*\"?([^\";,\s]*)\"?", re.IGNORECASE)
 
 
@@ -111,12 +112,13 @@ def _read_time(checker: Checker, name: str, texts: list[str]) -> int | None:
     return checker.time(name, texts[0].replace(" ", "+"))
 
 
-def _read_limit(checker: Checker, name: str, texts: list[str]) -> int:
-    if not texts[0].isdecimal() or len(texts[0]) > 9:
-        checker.wrong(name, "wrong_type", "expected an integer")
-        return 1
-    checker.number(name, int(texts[0]), 1, 200)
-    return int(texts[0])
+def read_number(checker: Checker, field: str, text: str, low: int, high: int) -> int:
+    """Return a whole number within bounds from text."""
+    if not _INTEGER.fullmatch(text):
+        checker.wrong(field, "wrong_type", "expected an integer")
+        return low
+    checker.number(field, int(text), low, high)
+    return int(text)
 
 
 _TEXT = {"type": "string"}
@@ -142,7 +144,7 @@ LIMIT = QueryParameter(
     name="limit",
     description="How many jobs a page has at most.",
     schema={"type": "integer", "minimum": 1, "maximum": 200, "default": 50},
-    read=_read_limit,
+    read=lambda checker, name, texts: read_number(checker, name, texts[0], 1, 200),
 )
 SCHEDULE_LIMIT = dataclasses.replace(LIMIT, description="How many schedules a page has at most.")
 CURSOR = QueryParameter(

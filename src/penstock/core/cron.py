@@ -25,6 +25,13 @@ _ALIASES = {
     "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
 }
+#: What the library says of a field, and what helps more.
+_MISTAKES = {
+    "Bad minute": "the minute is wrong: 0 to 59, with *, lists, ranges and steps",
+    "Bad hour": "the hour is wrong: 0 to 23, with *, lists, ranges and steps",
+    "Bad month": "the month is wrong: 1 to 12 or JAN to DEC, with *, lists, ranges and steps",
+    "Bad day-of-week": "the day of week is wrong: 0 to 7 or SUN to SAT, with *, lists, ranges and steps",
+}
 _FIELDS = 5
 _CRON_CHARACTERS = 256
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -69,7 +76,7 @@ def check_cron(text: str) -> str:
         detail = f"{error}"
         if detail == "Bad day-of-month":
             raise ValueError("the day of month is wrong, or never comes in these months") from None
-        raise ValueError(f"{detail.lower() or 'cannot be read'}: see the fields of cron") from None
+        raise ValueError(_MISTAKES.get(detail, "cannot be read: see the fields of cron")) from None
     return shown
 
 

@@ -9,20 +9,12 @@ from penstock.api.fields import Checker
 from penstock.api.follow import LAST_EVENT_ID, EventStream, Follower, read_seen
 from penstock.api.output_views import LogPage, log_entry
 from penstock.api.problems import JOB_NOT_FOUND, STORE_UNAVAILABLE, TOO_MANY_STREAMS
-from penstock.api.query import QueryParameter
+from penstock.api.query import QueryParameter, read_number
 from penstock.api.routes.common import PROBLEMS, QUERY, AnyRequest, exchange_of, query_of, services_of
 from penstock.api.routes.jobs import job_id_of, not_found
 
 LAST_ID = "last_event_id"
 _LINES = 1_000
-
-
-def _read_lines(checker: Checker, name: str, texts: list[str]) -> int:
-    if not texts[0].isdecimal() or len(texts[0]) > 9:
-        checker.wrong(name, "wrong_type", "expected an integer")
-        return 1
-    checker.number(name, int(texts[0]), 1, _LINES)
-    return int(texts[0])
 
 
 def _read_position(checker: Checker, name: str, texts: list[str]) -> int:
@@ -36,7 +28,7 @@ _LIMIT = QueryParameter(
     name="limit",
     description="How many lines a page has at most.",
     schema={"type": "integer", "minimum": 1, "maximum": _LINES, "default": 200},
-    read=_read_lines,
+    read=lambda checker, name, texts: read_number(checker, name, texts[0], 1, _LINES),
 )
 _CURSOR = QueryParameter(
     name="cursor", description="The `next` of the page before.", schema={"type": "string"}, read=_read_position
