@@ -65,6 +65,7 @@ def test_health_up_and_a_job_end_to_end(api: Process) -> None:
     for line in requests:
         assert {"timestamp", "level", "message", "method", "status_code", "duration_ms", "request_id"} <= set(line)
     assert requests[1]["job_id"] == job_id
+    assert "job_id" not in requests[0]
     assert [line["event"] for line in api.log() if line["event"].startswith("api.")] == [
         "api.started",
         "api.stopping",

@@ -120,6 +120,18 @@ def test_people_on_a_terminal_get_colours_and_the_sentence() -> None:
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} \[info *\] Job j1 failed +job_id=j1\n", plain)
 
 
+def test_people_are_not_told_twice_what_the_sentence_says() -> None:
+    shown, written = io.StringIO(), io.StringIO()
+    for stream, as_json in ((shown, False), (written, True)):
+        configure_logging(json=as_json, level="info", stream=stream)
+        get_logger().info("request.finished", message="GET /x answered 200.", method="GET", path="/x", status_code=200)
+        get_logger().error("job.failed", message="The job failed for good: no", job_id="j1", error="no")
+    first, second = shown.getvalue().splitlines()
+    assert first.endswith("] GET /x answered 200.")
+    assert second.endswith("] The job failed for good: no job_id=j1")
+    assert [line.get("path") or line.get("error") for line in lines(written)] == ["/x", "no"]
+
+
 def test_console_without_a_terminal_has_no_colours() -> None:
     stream = io.StringIO()
     configure_logging(json=False, level="info", stream=stream)

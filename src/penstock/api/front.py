@@ -119,8 +119,8 @@ class Front:
             path=exchange.path[:256],
             status_code=status,
             duration_ms=round(seconds * 1_000, 3),
-            job_id=exchange.job_id or None,
             request_id=exchange.request_id,
+            **({"job_id": exchange.job_id} if exchange.job_id else {}),
         )
 
 

@@ -19,10 +19,18 @@ from typing import Any, TextIO
 import msgspec
 import structlog
 
+from penstock.core import events
+
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _FIRST = ("timestamp", "level", "message", "event", "job_id", "task", "queue", "attempt")
 #: Libraries that tell of each request or connection; their warnings are enough.
 _CHATTY = ("asyncio", "hpack", "httpcore", "httpx", "redis", "uvicorn.access")
+#: What the sentence of an event has too.
+_SAID = {
+    events.REQUEST_FINISHED: ("method", "path", "status_code", "job_id"),
+    events.JOB_FAILED: ("error",),
+    events.JOB_RETRYING: ("error",),
+}
 
 EventDict = MutableMapping[str, Any]
 
@@ -115,6 +123,8 @@ def _complete(_: Any, __: str, event: EventDict) -> EventDict:
 def _for_people(_: Any, __: str, event: EventDict) -> EventDict:
     """Put the sentence where the console renderer expects it, and leave out what it already says."""
     event = dict(event)
+    left_out = _SAID.get(event.get("event", ""), ())
+    event = {key: value for key, value in event.items() if key not in left_out}
     event["event"] = event.pop("message")
     event["timestamp"] = str(event.get("timestamp", ""))[11:23]
     return event
