@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from penstock.cli.exits import Exit
+from penstock.cli.output import print_table
 from tests.unit.cli_support import FAILED, JOB_ID, SCHEDULE, Command, FakeServer, command, job, server
 
 __all__ = ["command", "server"]
@@ -235,6 +237,13 @@ def test_log_pages_and_follows(server: FakeServer, command: Command) -> None:
     code, out, _ = command("log", JOB_ID, "--follow", "--json")
     assert [json.loads(line)["message"] for line in out.splitlines()] == ["halfway\x1b[0m"]
     assert command("log", JOB_ID.replace("9", "8"))[0] == Exit.NOT_FOUND
+
+
+def test_a_table_goes_into_a_pipe_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe, encoding="utf-8"))
+    print_table(["queue", "running"], [["default", "7"]])
+    assert pipe.getvalue() == b"queue    running\ndefault        7\n"
 
 
 def test_queues_are_a_table_or_a_document(server: FakeServer, command: Command) -> None:

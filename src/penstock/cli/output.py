@@ -63,8 +63,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     console = Console(width=None if is_terminal else 400, highlight=False)
     with console.capture() as capture:
         console.print(table)
-    for line in capture.get().splitlines():
-        print(line.rstrip())
+    # At once, also into a pipe: `watch` prints a table now and then, for hours.
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()), flush=True)
 
 
 def _printable(text: str) -> str:

@@ -28,7 +28,9 @@ _STEP_SECONDS = 1.0
 def watch(
     job_id: Annotated[str | None, typer.Argument(metavar="ID", help="A job; without one, the queues.")] = None,
     *,
-    until_idle: Annotated[bool, typer.Option("--until-idle", help="Stop once no job waits or runs.")] = False,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle", help="Stop once no job waits, is delayed or runs.")
+    ] = False,
     as_json: JsonFlag = False,
     settings: Settings,
 ) -> int:
