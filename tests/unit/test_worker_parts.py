@@ -310,7 +310,8 @@ def test_modules_come_from_the_current_folder_and_faults_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "fine_tasks_here.py").write_text("x = 1\n")
-    (tmp_path / "broken_tasks_here.py").write_text("1 / 0\n")
+    (tmp_path / "broken_tasks_here.py").write_text("def half(of): return 1 / of\nhalf(0)\n")
+    (tmp_path / "unread_tasks_here.py").write_text("def f(:\n")
     (tmp_path / "needy_tasks_here.py").write_text("import surely_not_installed_here\n")
     (tmp_path / "leaving_tasks_here.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
@@ -320,7 +321,8 @@ def test_modules_come_from_the_current_folder_and_faults_are_one_line(
         ("not_there_at_all", "no module named 'not_there_at_all'"),
         ("not_there.at_all", "no module named 'not_there.at_all'"),
         ("fine_tasks_here.py", "name the module, not the file"),
-        ("broken_tasks_here", "ZeroDivisionError"),
+        ("broken_tasks_here", r"ZeroDivisionError: division by zero \(broken_tasks_here\.py, line 2\)"),
+        ("unread_tasks_here", r"SyntaxError: .* \(unread_tasks_here\.py, line 1\)$"),
         ("needy_tasks_here", "needs 'surely_not_installed_here'"),
         ("leaving_tasks_here", "SystemExit"),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +33,17 @@ def import_module(name: str) -> ModuleType:
     except TaskError:
         raise
     except (Exception, SystemExit) as error:
-        raise TaskError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        where = _place(error)
+        raise TaskError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}{where}") from error
+
+
+def _place(error: BaseException) -> str:
+    """Tell which line of a module raised; a syntax error tells it itself."""
+    if isinstance(error, SyntaxError):
+        return ""
+    # Inside a call, the line that called tells more than one of a library.
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def load_modules(registry: Registry, names: Iterable[str]) -> list[ModuleType]:
