@@ -40,7 +40,8 @@ async def store(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator
 
 @pytest.fixture
 def app(store: Store) -> Front:
-    return app_of(store)
+    # A busy machine may take its time over a scrape.
+    return app_of(store, health_timeout_ms=30_000)
 
 
 @pytest.fixture
