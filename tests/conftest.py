@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import fleets
+from tests import fleets, hangs
 
 #: Fixtures of servers that a test kills, freezes or fills: each is one, whatever the suite runs on.
 _OWN_SERVERS = frozenset({"server", "full"})
@@ -18,6 +18,11 @@ _OWN_SERVERS = frozenset({"server", "full"})
 def _in_memory(item: pytest.Item) -> bool:
     call = getattr(item, "callspec", None)
     return call is not None and "memory" in call.params.values()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """See that a hang ends the run."""
+    config.pluginmanager.register(hangs)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
