@@ -232,9 +232,9 @@ class SchedulePage(msgspec.Struct, frozen=True, kw_only=True):
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     """Show a worker that was seen in the last 60 s.
 
-    It tells about itself every ten seconds, so `running` is what ran at `seen_at`. `concurrency` sums its slots: those of
-    async tasks, and those of threads and of the pool where it has tasks for them. `stuck` counts the slots that are held
-    by handlers which outlived their timeouts.
+    It tells about itself every ten seconds, so `running` is what ran at `seen_at`. `concurrency` sums its slots: those
+    of async tasks, and those of threads and of the pool where it has tasks for them. `stuck` counts the slots that are
+    held by handlers which outlived their timeouts.
     """
 
     name: str
