@@ -109,6 +109,10 @@ def _changing(field: str, wrong: Any) -> Damage:
     return lambda scene: scene.change(scene.running, **{field: wrong})
 
 
+def _recording(record: str | bytes) -> Damage:
+    return lambda scene: scene.run("HSET", scene.keys.key("attempts", scene.failed), 1, record)
+
+
 #: What is done, what must be named, and which attribute of the scene (or which name) it must be named for.
 DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "in two places": (lambda s: s.put("delayed", member=s.queued), "two_places", "queued"),
@@ -237,6 +241,28 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
         ),
         "damaged_job",
         "queued",
+    ),
+    "options that cannot be read": (lambda s: s.change(s.queued, head="{"), "damaged_job", "queued"),
+    **{
+        f"attempt recorded as {record!r}": (_recording(record), "damaged_attempt", "failed")
+        for record in (
+            "failed",
+            "odd|1|2|1|w",
+            "failed|1|2|x|w",
+            "failed|1|soon|1|w",
+            "failed|1|2|1|w{",
+            b"failed|1|2|1|\xff",
+        )
+    },
+    "attempt of no number": (
+        lambda s: s.run("HSET", s.keys.key("attempts", s.failed), "first", "failed|1|2|1|w"),
+        "damaged_attempt",
+        "failed",
+    ),
+    "attempts of a wrong type": (
+        lambda s: s.run("SET", s.keys.key("attempts", s.queued), "1"),
+        "wrong_type",
+        "job:{queued}:attempts",
     ),
     "job with more after it": (lambda s: s.run("APPEND", s.job(s.queued), "1"), "damaged_job", "queued"),
     "job that cannot be read": (lambda s: s.run("SET", s.job(s.queued), "1"), "damaged_job", "queued"),

@@ -14,15 +14,16 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from penstock.core.errors import StoreError, StoreUnavailable, StoreUnfit
-from penstock.core.ids import parse_job_id, partition_of
+from penstock.core.ids import JobId, parse_job_id, partition_of
 from penstock.core.limits import SCRIPT_ITEMS
 from penstock.core.schedule import home_of_schedule
 from penstock.core.states import State
 from penstock.store.keys import KINDS, anchor_key
 from penstock.store.options import StoreOptions
-from penstock.store.redis.codec import UNREADABLE, pack, stored_job
+from penstock.store.redis.codec import UNREADABLE, ItemError, ended_attempt, job_record, pack
 from penstock.store.redis.connection import FORMAT, Connection
 from penstock.store.redis.primary import Primary
+from penstock.store.redis.reader import as_dict
 from penstock.store.redis.schedules import record_or_damage
 from penstock.store.redis.server import product, read_info, read_setting, text_of, version_problem
 
@@ -271,10 +272,11 @@ class _Auditor:
         gathered: dict[tuple[str, int], list[tuple[str, str]]] = {}
         checks: dict[str, Callable[[int, list[tuple[str, str]]], Awaitable[None]]] = {
             "job": self._jobs,
+            "attempts": self._attempts,
             "unique": self._locks,
             "schedule": self._schedules,
         }
-        checks |= dict.fromkeys(("input", "result", "attempts", "log", "stream"), self._values)
+        checks |= dict.fromkeys(("input", "result", "log", "stream"), self._values)
         for raw_name, found_type, ttl_ms in zip(names, answers[::2], answers[1::2], strict=True):
             place = self._place(raw_name)
             if place is None or text_of(found_type) == "none":
@@ -333,9 +335,9 @@ class _Auditor:
         for job_id, text in zip(ids, await self._connection.command("MGET", *names), strict=True):
             try:
                 if text is not None:
-                    stored_job(text)
-            except UNREADABLE as error:
-                found[job_id] = f"the job cannot be shown: {error}"
+                    job_record(JobId(job_id), text, attempts={})
+            except ItemError as error:
+                found[job_id] = f"the job cannot be shown: {error.__cause__}"
         return found
 
     async def _locks(self, partition: int, found: list[tuple[str, str]]) -> None:
@@ -407,6 +409,25 @@ class _Auditor:
         for (name, _), stands, owner_stands in zip(found, answers[::2], answers[1::2], strict=True):
             if stands and not owner_stands:
                 self._find("orphan_value", name, "its job is gone")
+
+    async def _attempts(self, partition: int, found: list[tuple[str, str]]) -> None:
+        """Name the records that whoever asks for their job could not be shown."""
+        await self._values(partition, found)
+        keys = self._connection.keys[partition]
+        for chunk in _chunks(job_id for _, job_id in found):
+            try:
+                answers = await self._connection.together([("HGETALL", keys.key("attempts", one)) for one in chunk])
+            except StoreUnavailable:
+                raise
+            except StoreError:
+                continue  # a wrong type, which is a finding of its own
+            for job_id, flat in zip(chunk, answers, strict=True):
+                for number, record in as_dict(flat).items():
+                    try:
+                        ended_attempt(number, record)
+                    except UNREADABLE as error:
+                        detail = f"the record of attempt {text_of(number)} cannot be read: {error}"
+                        self._find("damaged_attempt", job_id, detail)
 
     async def _index(self, partition: int, name: str, kind: str, arguments: tuple[str, ...]) -> None:
         if kind in ("queue", "dead"):

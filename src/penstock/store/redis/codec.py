@@ -336,21 +336,22 @@ def changed(answer: Sequence[Any]) -> Changed | Exception:
         return ItemError(f"the job is damaged: {error!r}")
 
 
+def ended_attempt(number_text: bytes, value: bytes) -> Attempt:
+    """Read the record of an attempt that has ended. Raises one of ``UNREADABLE`` where it is damaged."""
+    outcome, started, finished, length, rest = value.split(b"|", 4)
+    worker, error = rest[: int(length)], rest[int(length) :]
+    return Attempt(
+        attempt=int(number_text),
+        worker=worker.decode(),
+        started_at_ms=number(started),
+        finished_at_ms=number(finished),
+        outcome=AttemptOutcome(outcome.decode()),
+        error=_decode_error(error) if error else None,
+    )
+
+
 def _attempts(job: StoredJob, ended: Mapping[bytes, bytes]) -> tuple[Attempt, ...]:
-    records = []
-    for number_text, value in ended.items():
-        outcome, started, finished, length, rest = value.split(b"|", 4)
-        worker, error = rest[: int(length)], rest[int(length) :]
-        records.append(
-            Attempt(
-                attempt=int(number_text),
-                worker=worker.decode(),
-                started_at_ms=number(started),
-                finished_at_ms=number(finished),
-                outcome=AttemptOutcome(outcome.decode()),
-                error=_decode_error(error) if error else None,
-            )
-        )
+    records = [ended_attempt(number_text, value) for number_text, value in ended.items()]
     if job.status in (State.RUNNING, State.COMPLETED):
         is_completed = job.status is State.COMPLETED
         records.append(

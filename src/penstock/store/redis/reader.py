@@ -103,7 +103,7 @@ class RedisReader(ServerClock):
             if text is None:
                 return None
             record = job_record(
-                job_id, text, attempts=_as_dict(ended), big_input=big_input, big_result=big_result, deadline=deadline
+                job_id, text, attempts=as_dict(ended), big_input=big_input, big_result=big_result, deadline=deadline
             )
             if record.state is not State.RUNNING or record.worker in (None, worker):
                 return record
@@ -224,7 +224,7 @@ class RedisReader(ServerClock):
             with contextlib.suppress(ItemError):
                 if text is not None:
                     # Of a job that runs the score is its deadline; of another the record has no use for one.
-                    record = job_record(JobId(job_id), text, attempts=_as_dict(ended), deadline=b"%d" % int(score))
+                    record = job_record(JobId(job_id), text, attempts=as_dict(ended), deadline=b"%d" % int(score))
                     record = msgspec.structs.replace(record, input=None, result=None)
             records.append(record)
         return records
@@ -252,7 +252,7 @@ class RedisReader(ServerClock):
         # A pause that reached only some of the partitions failed, and its caller was told so.
         paused = set(names)
         for _ in self._connection.keys:
-            for field, value in _as_dict(next(answers)).items():
+            for field, value in as_dict(next(answers)).items():
                 gauge, _, name = field.decode().partition(":")
                 if name in gauges and gauge in gauges[name]:
                     gauges[name][gauge] += int(value)
@@ -282,7 +282,7 @@ class RedisReader(ServerClock):
         for flat in await self._connection.together(
             [("HGETALL", keys.key("counters")) for keys in self._connection.keys]
         ):
-            for field, value in _as_dict(flat).items():
+            for field, value in as_dict(flat).items():
                 name, separator, queue = field.decode().partition(":")
                 if separator:
                     totals[name, queue] = totals.get((name, queue), 0) + int(value)
@@ -293,7 +293,7 @@ class RedisReader(ServerClock):
         found: dict[str, TaskInfo] = {}
         seen: dict[str, int] = {}
         for live, flat in await self._registries("tasks", "task_options", TASK_KEPT_MS):
-            for name, options in _as_dict(flat).items():
+            for name, options in as_dict(flat).items():
                 if live.get(name, -1) > seen.get(name.decode(), -1):
                     seen[name.decode()] = live[name]
                     found[name.decode()] = msgspec.json.decode(options, type=TaskInfo)
@@ -303,7 +303,7 @@ class RedisReader(ServerClock):
         """See ``JobReader.workers``. Every partition holds the same registry; one on each server is asked."""
         found: dict[str, WorkerInfo] = {}
         for live, flat in await self._registries("workers", "worker_info", WORKER_LIVE_MS):
-            for name, description in _as_dict(flat).items():
+            for name, description in as_dict(flat).items():
                 if name not in live:
                     continue
                 info = msgspec.structs.replace(msgspec.json.decode(description, type=WorkerInfo), seen_at_ms=live[name])
@@ -368,6 +368,6 @@ def _pairs(flat: list[Any]) -> Iterator[tuple[bytes, bytes]]:
     return zip(flat[::2], flat[1::2], strict=True)
 
 
-def _as_dict(flat: Any) -> dict[bytes, bytes]:
+def as_dict(flat: Any) -> dict[bytes, bytes]:
     """Return a hash as a dict, whether the client library has already made one."""
     return dict(flat) if isinstance(flat, dict) else dict(_pairs(flat))
