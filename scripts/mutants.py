@@ -25,44 +25,44 @@ from scripts.mutants_of_verbs import OF_VERBS
 ROOT = Path(__file__).resolve().parent.parent
 LUA = Path("penstock/store/lua")
 RUN_SECONDS = 400
-#: The tests most likely to notice come first.
+#: The tests most likely to notice come first, in this order.
 FIRST = {
-    "submit": "test_submit",
-    "claim": "test_claim",
-    "extend": "test_lease",
-    "settle": "test_settle",
-    "cancel": "test_change",
-    "redrive": "test_change",
-    "delete": "test_change",
-    "promote": "test_sweeps",
-    "reap": "test_sweeps",
-    "release_held": "test_lease",
-    "lib/lose": "test_sweeps",
-    "lib/lease": "test_sweeps",
-    "lib/once": "test_once",
-    "lib/create": "test_submit",
-    "lib/unique": "test_unique",
-    "purge": "test_queues",
-    "pause": "test_queues",
-    "reserve": "test_once",
-    "confirm": "test_once",
-    "prune": "test_removal",
-    "put_schedule": "test_schedules",
-    "pause_schedule": "test_schedules",
-    "delete_schedule": "test_schedules",
-    "due_schedules": "test_schedules",
-    "tick": "test_schedules",
-    "lib/schedule": "test_schedules",
-    "announce": "test_read",
-    "watch": "test_wait",
-    "lib/wake": "test_wait",
-    "lib/watch": "test_output",
-    "lib/output": "test_output",
-    "follow": "test_output",
-    "output": "test_output",
-    "lib/place": "test_sweeps",
-    "lib/together": "test_together",
-    "lib/job": "test_change",
+    "submit": ["test_submit"],
+    "claim": ["test_claim", "test_shares", "test_alone", "test_damaged_jobs", "test_damaged", "test_together"],
+    "extend": ["test_lease"],
+    "settle": ["test_settle"],
+    "cancel": ["test_change", "test_wait"],
+    "redrive": ["test_change", "test_unique"],
+    "delete": ["test_change", "test_unique", "test_removal"],
+    "promote": ["test_sweeps", "test_damaged_jobs", "test_damaged"],
+    "reap": ["test_sweeps", "test_damaged"],
+    "release_held": ["test_lease", "test_alone", "test_damaged"],
+    "lib/lose": ["test_sweeps", "test_alone"],
+    "lib/lease": ["test_sweeps"],
+    "lib/once": ["test_once"],
+    "lib/create": ["test_submit", "test_unique", "test_queues", "test_damaged", "test_together"],
+    "lib/unique": ["test_unique"],
+    "purge": ["test_queues", "test_damaged"],
+    "pause": ["test_queues"],
+    "reserve": ["test_once"],
+    "confirm": ["test_once"],
+    "prune": ["test_removal", "test_damaged"],
+    "put_schedule": ["test_schedules"],
+    "pause_schedule": ["test_schedules"],
+    "delete_schedule": ["test_schedules"],
+    "due_schedules": ["test_schedules"],
+    "tick": ["test_schedules"],
+    "lib/schedule": ["test_schedules"],
+    "announce": ["test_read"],
+    "watch": ["test_wait"],
+    "lib/wake": ["test_wait"],
+    "lib/watch": ["test_output"],
+    "lib/output": ["test_output"],
+    "follow": ["test_output"],
+    "output": ["test_output", "test_damaged"],
+    "lib/place": ["test_sweeps", "test_unique", "test_damaged_jobs", "test_change", "test_removal", "test_wait"],
+    "lib/together": ["test_together", "test_wait", "test_unique", "test_damaged_jobs"],
+    "lib/job": ["test_change"],
 }
 
 
@@ -128,7 +128,8 @@ def _noticed_by(source: Path, script: str | None) -> tuple[str | None, float]:
     started = time.monotonic()
     suite = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/conformance").glob("test_*.py"))
     if script is not None:
-        suite.sort(key=lambda path: Path(path).stem != FIRST[script])
+        first = [f"tests/conformance/{name}.py" for name in FIRST[script]]
+        suite = first + [path for path in suite if path not in first]
     # Only Redis runs the scripts.
     found = _failing([*suite, "-k", "redis"], source) or _failing(["tests/property"], source)
     return found, time.monotonic() - started
