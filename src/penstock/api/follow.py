@@ -206,7 +206,7 @@ class Follower:
             return b""
         self._mark, self._progress = mark_of(record), record.progress
         self._seen = dataclasses.replace(self._seen, rev=rev_of(self._mark, self._progress), attempt=record.attempt)
-        renderer = await self._services.renderer()
+        renderer = await self._services.renderer([record])
         return self._event("state", renderer.summary(record))
 
     def _told_progress(self, found: Followed) -> bytes:

@@ -110,7 +110,7 @@ class HotRoutes:
             if state.is_final:
                 record = await services.store.get(answer.id)
                 if record is not None:
-                    view = (await services.renderer()).job(record)
+                    view = (await services.renderer([record])).job(record)
                     return Reply(200, _encoder.encode(view), headers=answer_headers)
         queue, priority = job.queue, job.priority
         if answer.existing and (standing := await services.store.get(answer.id)) is not None:

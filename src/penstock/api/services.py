@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from penstock.api.options import ApiOptions
 from penstock.api.scheduling import ScheduleParser
@@ -14,7 +14,7 @@ from penstock.api.submission import SubmissionParser
 from penstock.api.views import JobRenderer
 from penstock.core.errors import NotDurable, StoreError, StoreFull, StoreMismatch
 from penstock.core.ids import IdMaker
-from penstock.core.job import TaskInfo
+from penstock.core.job import JobRecord, TaskInfo, handler_name
 from penstock.observability.metrics import HttpMetrics
 from penstock.store.protocol import Store
 
@@ -46,14 +46,16 @@ class TaskCache:
         self._asked_ms = -_TASKS_STALE_MS
         self._asking: asyncio.Task[None] | None = None
 
-    async def get(self) -> Mapping[str, TaskInfo]:
-        """Return the registry, at most 5 s old; the last known one when the store does not answer."""
+    async def get(self, names: Iterable[str] = ()) -> Mapping[str, TaskInfo]:
+        """Return the registry, at most 5 s old, or 1 s where it lacks one of these names; the last known one when the
+        store does not answer.
+        """
         age_ms = self._clock() - self._asked_ms
         if 0 <= age_ms < _TASKS_FRESH_MS:
             return self._tasks
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask())
-        if not 0 <= age_ms < _TASKS_STALE_MS:
+        if not 0 <= age_ms < _TASKS_STALE_MS or any(name not in self._tasks for name in names):
             await asyncio.shield(self._asking)
         return self._tasks
 
@@ -141,9 +143,10 @@ class Services:
         self._refusal: StoreError | None = None
         self._refused_at_ms = 0
 
-    async def renderer(self) -> JobRenderer:
-        """Return what shows jobs."""
-        return JobRenderer(await self.tasks.get(), self.options.defaults, self.options.limits)
+    async def renderer(self, records: Iterable[JobRecord]) -> JobRenderer:
+        """Return what shows these jobs, with what is in force also for a task whose first worker has just started."""
+        names = (handler_name(record.type, record.task) for record in records if record.attempt)
+        return JobRenderer(await self.tasks.get(names), self.options.defaults, self.options.limits)
 
     async def refuse_when_nearly_full(self) -> None:
         """Leave the last of the memory to what was accepted: claims and results need some too."""

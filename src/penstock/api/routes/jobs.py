@@ -89,7 +89,7 @@ async def get_job(request: AnyRequest, job_id: FromPath[str]) -> Response[JobVie
     record = await services.store.get(wanted)
     if record is None:
         raise not_found(wanted, services)
-    return Response((await services.renderer()).job(record))
+    return Response((await services.renderer([record])).job(record))
 
 
 @get(
@@ -126,7 +126,7 @@ async def page(services: Services, filters: JobFilter, limit: int, cursor: str |
         found = await services.store.list_jobs(filters, limit=limit, cursor=cursor)
     except ValueError:
         raise invalid(field_error("cursor", "bad_cursor", "is not one that an answer gave")) from None
-    renderer = await services.renderer()
+    renderer = await services.renderer(found.items)
     return JobPage(items=[renderer.summary(record) for record in found.items], next=found.next)
 
 
