@@ -16,8 +16,10 @@ local function delete_one(id)
   if PLACES[job.status] ~= 'final' then
     return {'conflict', job.status, ''}
   end
+  -- Read before the first write: a job whose unique key cannot be read must not lose its place and stay.
+  local digest = unique_of(job)
   leave(id, job, job.status, job['until'])
-  if job.unique then
+  if digest then
     let_go(id, job, true)
   end
   remove_job(id, job)

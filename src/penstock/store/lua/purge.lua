@@ -24,7 +24,7 @@ end
 for index = 1, #PRIORITIES do
   local queue_key = K.queue(queue, PRIORITIES[index])
   touch({queue = queue, priority = PRIORITIES[index]})
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', queue_key, '-inf', up_to, 'LIMIT', 0, limit - looked)) do
+  for _, id in ipairs(redis.pcall('ZRANGEBYSCORE', queue_key, '-inf', up_to, 'LIMIT', 0, limit - looked)) do
     looked = looked + 1
     -- A damaged job must not stop the rest; the auditor names it.
     if pcall(cancel_one, queue_key, id) then

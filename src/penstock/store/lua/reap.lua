@@ -13,7 +13,10 @@ local GAP_MS, LEASE_KEPT_MS, LOOKS = 5000, 600000, 1000
 
 -- A worker may have died between taking a marker and its claim. Bounded by the queues that hold work.
 for _, member in ipairs(redis.call('ZRANGE', K.ready, 0, -1)) do
-  set_marker(string.match(member, '^(.*):%l+$'), true)
+  local queue = string.match(member, '^(.*):%l+$')
+  if queue then
+    set_marker(queue, true)
+  end
 end
 
 -- Who has settled all its jobs stays in `leases` until it is looked at.

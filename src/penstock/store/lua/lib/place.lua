@@ -67,6 +67,10 @@ end
 -- Strike a job off the entry that names it. `flush` rewrites an entry once, whatever number of its jobs left: those that go early would
 -- otherwise stay in it until its time comes, which is most jobs where the cap removes them.
 local function strike(id, until_ms)
+  -- Not a number: no entry names it.
+  if until_ms ~= until_ms then
+    return
+  end
   struck[until_ms] = struck[until_ms] or {}
   struck[until_ms][id] = true
 end
@@ -231,7 +235,8 @@ end
 
 -- Return how long a final job is kept: for its own retention, else the state's; 0 keeps a tombstone of 60 s.
 local function kept_ms(job, status, retention)
-  local keep_ms = tonumber(job.retention) or (status == 'failed' and retention.failed_ms or retention.ms)
+  local own_ms = tonumber(job.retention)
+  local keep_ms = own_ms == own_ms and own_ms or (status == 'failed' and retention.failed_ms or retention.ms)
   return keep_ms == 0 and 60000 or keep_ms
 end
 
@@ -286,8 +291,8 @@ local function flush()
       local priority = PRIORITIES[index]
       members[index] = queue .. ':' .. priority
       if priorities[priority] then
-        local depth = redis.call('ZCARD', K.queue(queue, priority))
-        if depth > 0 then
+        local depth = redis.pcall('ZCARD', K.queue(queue, priority))
+        if type(depth) == 'number' and depth > 0 then
           redis.call('ZADD', K.ready, depth, members[index])
         else
           redis.call('ZREM', K.ready, members[index])
@@ -316,8 +321,9 @@ local function flush()
   end
 end
 
+-- Asked last, after jobs were handed out: a damaged index must not lose that answer.
 local function next_due()
-  local first = redis.call('ZRANGE', K.delayed, 0, 0, 'WITHSCORES')
+  local first = redis.pcall('ZRANGE', K.delayed, 0, 0, 'WITHSCORES')
   return first[2] or ''
 end
 
@@ -328,7 +334,8 @@ local function put_off(index_key, id)
 end
 
 local function sweep(index_key, limit, one, up_to)
-  local ids = redis.call('ZRANGEBYSCORE', index_key, '-inf', up_to or now, 'LIMIT', 0, limit)
+  -- Of a damaged index nothing: the sweeps before this one have moved jobs, and what they add up to is to be written.
+  local ids = redis.pcall('ZRANGEBYSCORE', index_key, '-inf', up_to or now, 'LIMIT', 0, limit)
   local texts = read_all(ids)
   for index, id in ipairs(ids) do
     if not pcall(one, id, texts[index]) then
