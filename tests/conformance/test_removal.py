@@ -131,14 +131,14 @@ class TestHints:
         assert await self.entries(subject) == {}
 
     async def test_one_that_is_wrong_removes_nothing_and_goes_redis(self, subject: Subject) -> None:
-        """Jobs that are gone, not final, or to be kept for longer."""
+        """Jobs that are gone, not final, to be kept for longer, or named twice."""
         queued, running = await subject.submit(queue="other"), (await subject.running()).job_id
         later, odd, due = await completed(subject, 200_000, None, 500)
         gone = subject.new().id
         await change_job(Damage(subject).connection, odd, until=None)
         await change_job(Damage(subject).connection, queued, until=1)
         await subject.advance(KEPT_MS)
-        await Damage(subject).add(f"{gone} {queued} {running} {later} {odd}", subject.now_ms, "expire")
+        await Damage(subject).add(f"{gone} {queued} {running} {later} {odd} {due}", subject.now_ms, "expire")
         await Damage(subject).add("", subject.now_ms, "expire")
         assert await subject.store.prune(0) == Pruned(expired=1)
         assert await there(subject, [queued, running, later, odd, due]) == [True, True, True, True, False]
@@ -161,6 +161,14 @@ class TestHints:
         await subject.advance(1)
         assert await subject.store.prune(0) == Pruned(expired=2)
         assert await self.entries(subject) == {}
+
+    async def test_a_job_without_a_queue_stops_no_neighbour_and_is_put_off_redis(self, subject: Subject) -> None:
+        first, odd, last = await completed(subject, None, None, None)
+        await change_job(Damage(subject).connection, odd, queue=None)
+        await subject.advance(KEPT_MS)
+        assert await subject.store.prune(0) == Pruned(expired=2)
+        assert await there(subject, [first, last]) == [False, False]
+        assert await self.entries(subject) == {odd: subject.now_ms + 60_000}
 
     async def test_a_damaged_index_keeps_no_job_from_being_deleted_redis(self, subject: Subject) -> None:
         ids = await completed(subject, None, None)
