@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,9 +23,11 @@ from tests.waiting import until
 def test_what_is_printed_can_be_pasted(folder: Folder) -> None:
     run = folder.start("up", "--port", "0")
     lines = [folder.line(run).rstrip() for _ in range(4)]
-    assert all("127.0.0.1" in line and "localhost" not in line for line in lines)
-    submit, status, docs = (line.strip() for line in lines[1:])
-    assert httpx.get(docs).status_code == 200
+    ready, paste, submit, status = (line.strip() for line in lines)
+    assert paste == "Paste these into another terminal:"
+    assert all("127.0.0.1" in line and "localhost" not in line for line in (ready, submit, status))
+    addresses = re.findall(r"http://[0-9.:]+(?:/\w+)?", ready)
+    assert [httpx.get(address, follow_redirects=True).status_code for address in addresses] == [200, 200]
     if shutil.which("curl") is None:
         skip_or_fail("curl is not installed")
     answered = subprocess.run(submit, shell=True, capture_output=True, text=True, check=True)
