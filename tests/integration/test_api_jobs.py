@@ -457,6 +457,7 @@ async def test_a_damaged_dead_letter_is_skipped_and_told(
         ({"all": True, "limit": 0}, "limit", "out_of_range"),
         ({"everything": True}, "everything", "unknown_field"),
         ({"all": 1}, "all", "wrong_type"),
+        ({"ids": [1]}, "ids.0", "wrong_type"),
     ],
 )
 @pytest.mark.parametrize(("method", "path"), [("POST", "/dead-letter/redrive"), ("DELETE", "/dead-letter")])

@@ -150,6 +150,8 @@ def test_the_queue_comes_from_the_task() -> None:
         ({"backoff": []}, [("backoff", "wrong_type")]),
         ({"tags": "a"}, [("tags", "wrong_type")]),
         ({"tags": ["a", 1]}, [("tags.1", "wrong_type")]),
+        ({"tags": [1, "", None]}, [("tags.0", "wrong_type"), ("tags.2", "wrong_type"), ("tags.1", "empty")]),
+        ({"tags": [[]] * 1_000}, [*((f"tags.{index}", "wrong_type") for index in range(100)), ("tags", "too_long")]),
         ({"tags": ["ok", "x" * 129]}, [("tags.1", "too_long")]),
         ({"tags": ["a"] * 33}, [("tags", "too_long")]),
         ({"metadata": []}, [("metadata", "wrong_type")]),
@@ -158,6 +160,10 @@ def test_the_queue_comes_from_the_task() -> None:
 )
 def test_wrong_values(body: dict[str, Any], errors: list[tuple[str, str]]) -> None:
     assert wrong_fields(**body) == errors
+
+
+def test_a_list_that_is_no_utf8_behind_its_first_wrong_item() -> None:
+    assert wrong(b'{"task": "echo", "tags": [1, "\xff"]}') == [("tags.0", "wrong_type")]
 
 
 def test_all_wrong_fields_at_once() -> None:

@@ -23,6 +23,10 @@ _STEPS = bytes(1 if byte in b"[{" else 255 if byte in b"]}" else 0 for byte in r
 _TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{}:]', re.DOTALL)
 _MESSAGE = re.compile(r"(?P<text>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL)
 _PATH_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
+_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
+_TEXT = msgspec.json.Decoder(str)
+#: How many wrong items of a list are named; a body may hold half a million.
+_NAMED_ITEMS = 100
 _TYPE_NAMES = {
     "str": "a string",
     "int": "an integer",
@@ -95,6 +99,7 @@ class BodyDecoder(Generic[T]):
         self._field_decoders = {name: msgspec.json.Decoder(field.type) for name, field in self._fields.items()}
         nested = {name: _struct_of(field.type) for name, field in self._fields.items()}
         self._nested = {name: BodyDecoder(kind) for name, kind in nested.items() if kind is not None}
+        self._lists = frozenset(name for name, field in self._fields.items() if _is_list_of_texts(field.type))
         self._members = msgspec.json.Decoder(dict[str, msgspec.Raw])
         self._hints = dict(hints or {})
         self._later = later
@@ -133,7 +138,7 @@ class BodyDecoder(Generic[T]):
             try:
                 values[self._fields[name].name] = self._field_decoders[name].decode(raw)
             except msgspec.ValidationError as error:
-                inner = self._right_members(name, raw)
+                inner = self._right_members(name, raw) or self._right_texts(name, raw)
                 if inner is None:
                     errors.append(validation_error(name, error, _choices(self._fields[name].type)))
                 else:
@@ -154,6 +159,28 @@ class BodyDecoder(Generic[T]):
         """Return what is right in a field's object and all that is wrong in it; None when it is no object."""
         nested = self._nested.get(name)
         return nested.decode(raw) if nested is not None and bytes(raw).lstrip()[:1] == b"{" else None
+
+    def _right_texts(self, name: str, raw: msgspec.Raw) -> tuple[tuple[str, ...], list[FieldError]] | None:
+        """Return a list of texts and what in it is none, of which many are named; None when it is no such list.
+
+        In the place of what is none stands a text that passes every check of a name.
+        """
+        if name not in self._lists or bytes(raw).lstrip()[:1] != b"[":
+            return None
+        texts: list[str] = []
+        errors: list[FieldError] = []
+        try:
+            for index, item in enumerate(_ITEMS.decode(raw)):
+                try:
+                    texts.append(_TEXT.decode(item))
+                except msgspec.ValidationError as error:
+                    texts.append("-")
+                    if len(errors) < _NAMED_ITEMS:
+                        errors.append(validation_error(f"{index}", error))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            # Behind the first wrong item stands what is no JSON at all.
+            return None
+        return tuple(texts), errors
 
     def unknown(self, name: str) -> FieldError:
         """Say that a field is not known, and which one may be meant."""
@@ -210,6 +237,11 @@ def _choices(kind: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return ", ".join(str(member.value) for member in kind)
     return next((found for inner in get_args(kind) if (found := _choices(inner))), "")
+
+
+def _is_list_of_texts(kind: Any) -> bool:
+    """Tell whether a field takes a list of texts, alone or among others."""
+    return kind == tuple[str, ...] or any(_is_list_of_texts(inner) for inner in get_args(kind))
 
 
 def _struct_of(kind: Any) -> type[msgspec.Struct] | None:
