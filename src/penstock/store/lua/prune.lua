@@ -6,7 +6,7 @@
 -- Transitions: none
 -- Flags: allow-oom
 -- Uses: time, job, place_names, place, peek
-local QUEUES_A_CALL, ENTRIES_A_CALL, READ_AT_ONCE = 250, 750, 20
+local QUEUES_A_CALL, ENTRIES_A_CALL, READ_AT_ONCE, ENTRIES_LOOKED_AT = 250, 750, 20, 10
 local limit, dead_cap, finished_cap = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 
 -- A damaged key stops only what needs it, for what was done before it is to be counted: the totals are written last.
@@ -117,8 +117,34 @@ end
 
 local aged, capped = remove_aged(), 0
 
--- One ZCARD a queue; of very many queues a random share each time, so that a call stays short.
+-- Add the queues of some final jobs, of those that may go first and of any: where most lie is most likely among them.
+local function add_queues_of_final(queues)
+  local known, ids = {}, {}
+  for _, queue in ipairs(queues) do
+    known[queue] = true
+  end
+  for _, entries in ipairs({
+    redis.pcall('ZRANGE', K.expire, 0, ENTRIES_LOOKED_AT - 1), redis.pcall('ZRANDMEMBER', K.expire, ENTRIES_LOOKED_AT)}) do
+    for _, entry in ipairs(entries) do
+      ids[#ids + 1] = string.match(entry, '%S+')
+    end
+  end
+  loaded = {}
+  for index, text in ipairs(read_all(ids)) do
+    local ok, job = pcall(load, ids[index], text)
+    if ok and type(job.queue) == 'string' and not known[job.queue] then
+      known[job.queue] = true
+      queues[#queues + 1] = job.queue
+    end
+  end
+end
+
+-- One ZCARD a queue; of very many queues a random share each time, so that a call stays short. By chance alone, one of thousands that
+-- holds all the jobs would hardly ever be among them.
 local queues = redis.pcall('SRANDMEMBER', K.queues, QUEUES_A_CALL)
+if #queues == QUEUES_A_CALL then
+  add_queues_of_final(queues)
+end
 local dead_removed = 0
 for _, queue in ipairs(queues) do
   local index_key = K.dead(queue)
