@@ -23,6 +23,7 @@ from penstock.core.errors import StoreUnavailable
 from penstock.core.ids import JobId, WorkerName
 from penstock.core.job import ClaimedJob, ClaimRequest, Settle, Verb
 from penstock.store import Store
+from tests import fleets
 from tests.waiting import until
 
 WORKER = WorkerName("test-worker")
@@ -118,11 +119,12 @@ def api_process(
     redis_url: str,
     namespace: str,
     *,
-    partitions: int = 1,
+    partitions: int = 0,
     store_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Iterator[Process]:
     """Start the API as a process; it listens when this yields, and is gone afterwards."""
+    partitions = partitions or fleets.partitions_at(redis_url)
     store = {"redis_url": redis_url, "namespace": namespace, "partitions": partitions, **(store_options or {})}
     arguments = json.dumps([options, store])
     with tempfile.TemporaryDirectory(prefix="penstock-api-") as folder:

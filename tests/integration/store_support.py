@@ -53,10 +53,15 @@ async def settle(store: JobStore, job: ClaimedJob, verb: Verb = Verb.COMPLETE, v
     return answer
 
 
+def options_at(url: str, namespace: str = "test", **options: Any) -> StoreOptions:
+    """Return the options of a store on a server of a test's own."""
+    partitions = options.pop("partitions", None) or fleets.partitions_at(url)
+    return StoreOptions(redis_url=url, namespace=namespace, partitions=partitions, **options)
+
+
 @contextlib.asynccontextmanager
 async def store_at(url: str, namespace: str = "test", **options: Any) -> AsyncIterator[RedisStore]:
-    partitions = options.pop("partitions", None) or fleets.partitions_at(url)
-    store = RedisStore(StoreOptions(redis_url=url, namespace=namespace, partitions=partitions, **options))
+    store = RedisStore(options_at(url, namespace, **options))
     try:
         yield store
     finally:

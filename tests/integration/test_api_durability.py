@@ -18,13 +18,12 @@ from penstock.core.durability import Durability
 from penstock.core.errors import NotDurable, StoreUnfit
 from penstock.core.ids import JobId
 from penstock.core.job import Idempotency, Submitted
-from penstock.store import StoreOptions
 from penstock.store.audit import audit
 from penstock.store.redis.store import RedisStore
 from tests.conformance import schedules
 from tests.integration.api_support import api_process
 from tests.integration.power_cut import cut_back, synced_bytes, tracing
-from tests.integration.store_support import Server, new_job, server_in, store_at, submit
+from tests.integration.store_support import Server, new_job, options_at, server_in, store_at, submit
 from tests.waiting import until_async
 
 PATIENCE_S = 60.0
@@ -94,9 +93,10 @@ async def never_sync(server: Server, namespace: str) -> None:
 async def test_without_a_sync_no_submit_is_accepted(server: Server, namespace: str) -> None:
     job, key = {"task": "echo"}, {"idempotency-key": "k"}
     async with (
-        api_at(server.url, namespace, fsync(SHORT_MS)) as client,
+        # A key that stands in another partition than its job is one more to wait for.
+        api_at(server.url, namespace, {**fsync(SHORT_MS), "partitions": 1}) as client,
         # On a busy machine a disk that does sync may take its time.
-        api_at(server.url, namespace, fsync()) as patient,
+        api_at(server.url, namespace, {**fsync(), "partitions": 1}) as patient,
     ):
         await never_sync(server, namespace)
         first = await client.post("/submit", json=job, headers=key)
@@ -353,7 +353,7 @@ async def test_the_number_of_replicas_can_be_said(pair: tuple[Server, Server], n
         async with store_at(primary.url, namespace, **replica(replicas=2)) as store:
             with pytest.raises(StoreUnfit, match="1 replicas are connected, 2 are wanted"):
                 await store.check()
-        report = await audit(StoreOptions(redis_url=primary.url, namespace=namespace, **replica()))
+        report = await audit(options_at(primary.url, namespace, **replica()))
         (check,) = [check for check in report.checks if check.name == "durability"]
         assert (check.status, check.detail.split(":")[0]) == ("warning", "replica")
         await config_set(other, "min-replicas-to-write", "2")
@@ -388,7 +388,7 @@ async def test_what_the_server_cannot_give_is_named(
             with pytest.raises(StoreUnfit, match=lack):
                 await submit(store)
             assert (await store.queues()) == []
-        report = await audit(StoreOptions(redis_url=server.url, namespace=namespace, **options))
+        report = await audit(options_at(server.url, namespace, **options))
         (check,) = [check for check in report.checks if check.name == "durability"]
         assert check.status == "error"
         assert lack in check.detail

@@ -124,7 +124,7 @@ async def test_without_an_answer_or_a_bound_the_server_decides(percent: int | No
 
 async def test_what_was_accepted_still_runs(tmp_path: Path) -> None:
     with server_in(tmp_path, "--maxmemory", "24mb", "--maxmemory-policy", "noeviction") as server:
-        async with store_at(server.url) as store:
+        async with store_at(server.url, partitions=1) as store:
             app, clock = app_of(store), Clock()
             app.services.memory._clock = clock
             await fill_and_drain(app, clock, store)

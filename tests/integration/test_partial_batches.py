@@ -55,7 +55,7 @@ async def assert_healthy(store: RedisStore) -> None:
 
 class TestStore:
     async def test_what_was_stored_before_a_call_broke_is_told(self, proxy: Proxy) -> None:
-        async with store_at(proxy.url) as store:
+        async with store_at(proxy.url, partitions=1) as store:
             jobs = [new_job() for _ in range(499)]
             proxy.cut_answer_to(jobs[LATE].id.encode())
             answers = await store.submit(jobs)
@@ -67,7 +67,7 @@ class TestStore:
             await assert_healthy(store)
 
     async def test_what_was_not_sent_is_told_apart(self, proxy: Proxy) -> None:
-        async with store_at(proxy.url) as store:
+        async with store_at(proxy.url, partitions=1) as store:
             jobs = [new_job() for _ in range(450)]
             proxy.cut_answer_to(jobs[325].id.encode())
             answers = await store.submit(jobs)
@@ -77,7 +77,7 @@ class TestStore:
             assert [await store.get(job.id) for job in jobs[400:]] == [None] * 50
 
     async def test_a_call_that_fails_for_all_is_raised(self, proxy: Proxy) -> None:
-        async with store_at(proxy.url) as store:
+        async with store_at(proxy.url, partitions=1) as store:
             await submit(store)
             jobs = [new_job() for _ in range(500)]
             # Three calls are away and lost together, and the fourth is not sent: what leaves most open is raised.
@@ -131,7 +131,7 @@ class TestStore:
 
 class TestApi:
     async def test_each_item_is_told_what_is_known(self, proxy: Proxy) -> None:
-        async with store_at(proxy.url) as store, client_of(app_of(store)) as client:
+        async with store_at(proxy.url, partitions=1) as store, client_of(app_of(store)) as client:
             # Wrong ones take no place in a call; the last of the chunk must not hide that the store is away.
             jobs: list[Any] = [{"task": "echo", "input": number} for number in range(1_000)]
             jobs[LATE]["input"] = MARK
@@ -177,7 +177,7 @@ class TestApi:
 
 
 async def test_the_client_tells_what_to_look_for(proxy: Proxy) -> None:
-    async with store_at(proxy.url) as store:
+    async with store_at(proxy.url, partitions=1) as store:
         transport = httpx.ASGITransport(app_of(store))  # type: ignore[arg-type]
         async with AsyncClient("http://localhost:5000", transport=transport) as client:
             inputs = [MARK if number == LATE else number for number in range(800)]

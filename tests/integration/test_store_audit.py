@@ -29,13 +29,22 @@ from penstock.core.job import (
 )
 from penstock.core.schedule import Schedule, ScheduledJob
 from penstock.core.states import Priority, State
-from penstock.store import StoreOptions
 from penstock.store import audit as audit_module
 from penstock.store.audit import AuditReport, audit
 from penstock.store.redis.store import RedisStore
 from penstock.store.redis.testing import change_job
 from penstock.store.upkeep import Upkeep
-from tests.integration.store_support import WORKER, claim, claim_one, new_job, server_in, settle, store_at, submit
+from tests.integration.store_support import (
+    WORKER,
+    claim,
+    claim_one,
+    new_job,
+    options_at,
+    server_in,
+    settle,
+    store_at,
+    submit,
+)
 
 Damage = Callable[["Scene"], Awaitable[None]]
 BIG = b'"%s"' % (b"x" * 300)
@@ -441,14 +450,14 @@ class TestServer:
 
     async def test_a_well_set_server(self, tmp_path: Path) -> None:
         with server_in(tmp_path) as server:
-            report = await audit(StoreOptions(redis_url=server.url))
+            report = await audit(options_at(server.url, "penstock"))
         assert set(self.checks(report).values()) == {"ok"}
         assert report.healthy
 
     async def test_settings_that_endanger_jobs(self, tmp_path: Path) -> None:
         settings = ["--maxmemory-policy", "allkeys-lru", "--maxmemory", "4mb", "--appendonly", "no"]
         with server_in(tmp_path, *settings) as server:
-            report = await audit(StoreOptions(redis_url=server.url))
+            report = await audit(options_at(server.url, "penstock"))
         checks = self.checks(report)
         assert checks["maxmemory-policy"] == "error"
         assert checks["persistence"] == "warning"
@@ -471,7 +480,7 @@ class TestServer:
             url = server.url.replace("redis://", "redis://plain:secret@")
             async with store_at(url, "penstock") as store:
                 await submit(store)
-            report = await audit(StoreOptions(redis_url=url))
+            report = await audit(options_at(url, "penstock"))
         assert {name for name, status in self.checks(report).items() if status == "unknown"} == unknown
         assert set(self.checks(report).values()) == {"ok", "unknown"}
         assert report.healthy
@@ -490,7 +499,7 @@ class TestServer:
         with server_in(tmp_path) as server:
             pass
         with pytest.raises(StoreUnavailable):
-            await audit(StoreOptions(redis_url=server.url))
+            await audit(options_at(server.url, "penstock"))
 
 
 async def test_workers_and_waiters_are_no_finding(valkey_url: str, namespace: str) -> None:

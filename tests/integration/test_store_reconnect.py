@@ -17,10 +17,10 @@ import pytest
 
 from penstock.core.errors import StoreError, StoreFull, StoreUnavailable
 from penstock.core.states import State
-from penstock.store import StoreOptions, connect
+from penstock.store import connect
 from penstock.store.redis import names as names_module
 from tests.integration.api_support import app_of, client_of
-from tests.integration.store_support import Server, new_job, server_in, store_at
+from tests.integration.store_support import Server, new_job, options_at, server_in, store_at
 from tests.integration.worker_support import working
 from tests.waiting import insist, until_async
 
@@ -103,7 +103,7 @@ TROUBLES = {
 @pytest.mark.parametrize("trouble", TROUBLES)
 async def test_a_worker_goes_on_by_itself(server: Server, trouble: str) -> None:
     begin, wanted = TROUBLES[trouble]
-    options = StoreOptions(redis_url=server.url, namespace="test")
+    options = options_at(server.url)
     async with (
         store_at(server.url) as store,
         administering(server) as run,
@@ -133,7 +133,7 @@ async def scrape(client: httpx.AsyncClient) -> tuple[int, float]:
 
 
 async def test_readiness_and_the_age_of_the_last_claim_show_an_outage(server: Server) -> None:
-    options = StoreOptions(redis_url=server.url, namespace="test")
+    options = options_at(server.url)
     async with (
         store_at(server.url) as store,
         client_of(app_of(store)) as client,
