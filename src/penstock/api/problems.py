@@ -214,6 +214,11 @@ def key_held(job_id: str, status: str | None) -> ApiError:
     return ApiError(UNIQUE_CONFLICT, f"unique_key: {held}", errors=[error], job_id=job_id, job_status=status)
 
 
+def _sentence(error: BaseException) -> str:
+    text = str(error)
+    return text[:1].upper() + text[1:]
+
+
 def from_exception(error: BaseException, *, detail: str = "") -> ApiError:
     """Turn any exception into the problem that users see; ``detail`` goes before the store's own words."""
     retry = {"Retry-After": str(RETRY_AFTER_SECONDS)}
@@ -243,8 +248,8 @@ def from_exception(error: BaseException, *, detail: str = "") -> ApiError:
         case StoreMismatch():
             return ApiError(STORE_MISMATCH, f"{error}")
         case NotDurable():
-            return ApiError(NOT_DURABLE, f"{lead}{error}", headers=retry)
+            return ApiError(NOT_DURABLE, f"{lead}{_sentence(error)}", headers=retry)
         case StoreUnavailable():
-            return ApiError(STORE_UNAVAILABLE, f"{lead}{error}", headers=retry)
+            return ApiError(STORE_UNAVAILABLE, f"{lead}{_sentence(error)}", headers=retry)
         case _:
             return ApiError(INTERNAL_ERROR, "The server's log says more under this request_id.")
