@@ -161,6 +161,21 @@ async def test_each_queue_and_priority_is_searched_for_them(subject: Subject) ->
     assert (await subject.claim(1, queues=("a", "b"), alone=True)).jobs == ()
 
 
+async def test_one_that_is_met_twice_in_a_claim_counts_once(make_subject: MakeSubject) -> None:
+    """The second window meets it, and so does the turn that takes what another priority left."""
+    subject = await make_subject(1, Limits(max_lost=2))
+    ids = await subject.submit_many(201)
+    while (await subject.claim(100)).jobs:
+        pass
+    assert await subject.store.release_worker(WORKER, lost=True) == len(ids)
+    fresh = await subject.submit_many(2)
+    await subject.announce("other", worker=OTHER_WORKER)
+    await subject.submit(task="other", priority=Priority.HIGH)
+    claimed = await subject.claim(2, tasks=("echo",), priority_weights=PRIORITY_WEIGHTS, window_start=0.0)
+    assert [job.token.job_id for job in claimed.jobs] == fresh
+    assert (claimed.apart, claimed.skipped, claimed.remaining) == (len(ids), 1, True)
+
+
 async def test_the_first_attempt_has_none_before_it(subject: Subject) -> None:
     await subject.submit()
     first = await subject.claim_one()
