@@ -177,7 +177,13 @@ OF_LIBRARIES = [
         ("a retention that is no number fails all", "own_ms == own_ms and own_ms or", "own_ms or"),
         ("a time that is no number fails all", "  if until_ms ~= until_ms then\n    return\n  end\n"),
         ("a damaged priority stops the totals", "redis.pcall('ZCARD', K.queue", "redis.call('ZCARD', K.queue"),
-        ("a damaged index loses what was claimed", "redis.pcall('ZRANGE', K.delayed", "redis.call('ZRANGE', K.delayed"),
+        (
+            "a damaged index loses what was claimed",
+            "redis.pcall('ZRANGE', K.delayed, 0, 0, 'WITHSCORES')\n  return",
+            "redis.call('ZRANGE', K.delayed, 0, 0, 'WITHSCORES')\n  return",
+        ),
+        ("a damaged `ready` stops the totals", "pcall(keep_ready)", "true, keep_ready()"),
+        ("a damaged `ready` is not told", "    error(failure, 0)\n"),
         (
             "a damaged index stops the other sweeps",
             "redis.pcall('ZRANGEBYSCORE', index_key",

@@ -243,6 +243,8 @@ OF_VERBS = [
         ("a gap makes leases forgotten", "    redis.call('HSET', K.meta, 'lease_at', now)\n"),
         ("leases never forgotten", "  redis.call('HDEL', K.meta, 'lease', 'lease_at')\n"),
         ("wake-ups not set again", "    set_marker(queue, true)\n"),
+        ("what is not in `ready` stays so", "    touch({queue = queue, priority = priority})\n"),
+        ("a damaged `ready` stops the sweep", "redis.pcall('ZRANGE', K.ready", "redis.call('ZRANGE', K.ready"),
         ("a name that is no queue stops the sweep", "  if queue then\n", "  if true then\n"),
         ("limit does not bound", "sweep(key, limit - taken, ", "sweep(key, 1000, "),
         ("limit bounds each worker alone", "sweep(key, limit - taken, ", "sweep(key, limit, "),

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from penstock.core.errors import StoreError
 from penstock.core.ids import JobId
 from penstock.core.job import Promoted, Pruned, Reaped, Settle, SettleCode, Settled, Verb
 from penstock.core.limits import Limits
@@ -172,3 +173,28 @@ async def test_a_damaged_job_is_deleted_as_a_whole_or_not_at_all_redis(subject: 
     await subject.store.delete([bad])
     assert await there(subject, [bad, good]) == [False, True]
     assert not await damage.holds(bad, "final", "completed", "default")
+
+
+async def test_a_lost_list_of_queues_that_hold_work_is_written_anew_redis(subject: Subject) -> None:
+    ids = [await subject.submit(queue="default"), await subject.submit(queue="mail", priority=Priority.LOW)]
+    damage = Damage(subject)
+    await damage.connection.command("DEL", damage.keys.key("ready"))
+    assert (await subject.claim(5, queues=("default", "mail"))).jobs == ()
+    await subject.steady_reaps(1_000)
+    assert [job.token.job_id for job in (await subject.claim(5, queues=("default", "mail"))).jobs] == ids
+
+
+async def test_what_is_moved_is_counted_where_that_list_is_damaged_redis(subject: Subject) -> None:
+    await subject.steady_reaps(20_000)
+    job_id = await subject.submit()
+    await subject.claim_one(lease_ms=1_000)
+    cancelled = await subject.submit()
+    key = await spoil(subject, "ready")
+    await subject.advance(1_000)
+    for call in (subject.store.reap(0), subject.store.cancel([cancelled])):
+        with pytest.raises(StoreError):
+            await call
+    await repair(subject, key)
+    await subject.steady_reaps(1_000)
+    assert await subject.audit() == []
+    assert (await subject.claim_one()).token.job_id == job_id

@@ -353,6 +353,15 @@ class TestDamage:
             text = await store.connection.command("GET", store.connection.keys[0].key("job", bad))
             assert stored_state(text) is State.QUEUED
 
+    async def test_a_claim_answers_where_the_longest_lease_cannot_be_kept(
+        self, valkey_url: str, namespace: str
+    ) -> None:
+        async with store_at(valkey_url, namespace) as store:
+            job_id = await submit(store)
+            key = store.connection.keys[0].key("meta")
+            await store.connection.together([("DEL", key), ("SET", key, "junk")])
+            assert [job.token.job_id for job in (await claim(store)).jobs] == [job_id]
+
     async def test_options_that_cannot_be_read_lose_no_other_job(self, valkey_url: str, namespace: str) -> None:
         async with store_at(valkey_url, namespace) as store:
             bad, good = await submit(store), await submit(store)

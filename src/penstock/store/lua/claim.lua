@@ -263,7 +263,8 @@ for level = 1, 4 do
 end
 flush()
 if handed > 0 then
-  note_lease(lease_ms)
+  -- A damaged key must not lose what was handed out.
+  pcall(note_lease, lease_ms)
 end
 
 -- The woken worker took a marker; set each again where work is left, so that a wake-up is never lost with one worker.

@@ -9,10 +9,10 @@
 -- Uses: time, job, place_names, place, lose
 local limit, max_lost, usual_lease_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local retention = {ms = tonumber(ARGV[4]), failed_ms = tonumber(ARGV[5])}
-local GAP_MS, LEASE_KEPT_MS, LOOKS = 5000, 600000, 1000
+local GAP_MS, LEASE_KEPT_MS, LOOKS, QUEUES_LOOKED_AT = 5000, 600000, 1000, 10
 
 -- A worker may have died between taking a marker and its claim. Bounded by the queues that hold work.
-for _, member in ipairs(redis.call('ZRANGE', K.ready, 0, -1)) do
+for _, member in ipairs(redis.pcall('ZRANGE', K.ready, 0, -1)) do
   local queue = string.match(member, '^(.*):%l+$')
   if queue then
     set_marker(queue, true)
@@ -45,6 +45,13 @@ end
 redis.call('HSET', K.meta, 'swept_at', now, 'reap_from', reap_from)
 if now < reap_from then
   return {0, {}}
+end
+
+-- What is not in `ready` is never claimed. Should that have been lost, each queue's part is written anew when its turn comes.
+for _, queue in ipairs(redis.pcall('SRANDMEMBER', K.queues, QUEUES_LOOKED_AT)) do
+  for _, priority in ipairs(PRIORITIES) do
+    touch({queue = queue, priority = priority})
+  end
 end
 
 local answers, taken = {}, 0

@@ -282,9 +282,7 @@ end
 
 local PRIORITIES = {'critical', 'high', 'normal', 'low'}
 
--- Write what the moves of this call added up to. Call it once, last. What wakes workers comes first; a damaged counter
--- stops nothing.
-local function flush()
+local function keep_ready()
   for queue, priorities in pairs(touched) do
     local members = {}
     for index = 1, 4 do
@@ -302,8 +300,14 @@ local function flush()
     local depths = redis.call('ZMSCORE', K.ready, unpack(members))
     set_marker(queue, (depths[1] or depths[2] or depths[3] or depths[4]) and true)
   end
+end
+
+-- Write what the moves of this call added up to. Call it once, last. What wakes workers comes first; a damaged counter
+-- stops nothing. Where it cannot be kept which queues hold work, the call fails when the rest is written.
+local function flush()
+  local is_kept, failure = pcall(keep_ready)
   if earliest_entered then
-    local first = redis.call('ZRANGE', K.delayed, 0, 0, 'WITHSCORES')
+    local first = redis.pcall('ZRANGE', K.delayed, 0, 0, 'WITHSCORES')
     if first[2] and tonumber(first[2]) >= earliest_entered and is_silent(K.due) then
       push_signal(K.due, '1')
     end
@@ -318,6 +322,9 @@ local function flush()
   end
   for until_ms, gone in pairs(struck) do
     pcall(rewrite_entries, until_ms, gone)
+  end
+  if not is_kept then
+    error(failure, 0)
   end
 end
 
