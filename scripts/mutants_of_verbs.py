@@ -365,6 +365,7 @@ OF_VERBS = [
         ("counts what age removed twice", "finished_before + (gauges['finished:'] or 0)", "finished_before"),
         ("newest first", "return a[2] < b[2]", "return a[2] > b[2]"),
         ("ties in any order", "return a[1] < b[1]", "return a[1] > b[1]"),
+        ("a call takes more than Lua can unpack", "math.min(tonumber(ARGV[1]), MOST_A_CALL)", "tonumber(ARGV[1])"),
         ("limit does not bound age", "if size < limit then\n", "if true then\n"),
         ("totals not written", "flush()\nreturn", "return"),
     ),

@@ -124,6 +124,13 @@ class TestHints:
             frozenset([failed.job_id]): now + 9_000,
         }
 
+    async def test_a_limit_beyond_what_a_call_may_take_loses_no_job_redis(self, subject: Subject) -> None:
+        await subject.store.cancel(await subject.submit_many(1_400, input=LONG))
+        await subject.advance(KEPT_MS)
+        assert await subject.store.prune(0, limit=2_000) == Pruned(expired=1_000)
+        assert await subject.store.prune(0, limit=2_000) == Pruned(expired=400)
+        assert await subject.audit() == []
+
     async def test_none_outlives_its_jobs_redis(self, subject: Subject) -> None:
         ids = await completed(subject, *[None] * 4)
         for some in (ids[:1], ids[1:]):

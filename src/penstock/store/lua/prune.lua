@@ -1,5 +1,6 @@
 -- prune: remove final jobs past their retention, and those above the caps.
--- Guarantee: only final jobs go, each with all its keys, at most `limit` of each kind; above a cap, those that finished first.
+-- Guarantee: only final jobs go, each with all its keys, at most `limit` of each kind; above a cap, those of a queue that finished first, and of
+--   several queues about those.
 -- KEYS: meta (hash), canary (none)
 -- ARGV: limit, dead_cap, finished_cap
 -- Returns: [removed by age, removed by cap]
@@ -7,7 +8,9 @@
 -- Flags: allow-oom
 -- Uses: time, job, place_names, place, peek
 local QUEUES_A_CALL, ENTRIES_A_CALL, READ_AT_ONCE, ENTRIES_LOOKED_AT = 250, 750, 20, 10
-local limit, dead_cap, finished_cap = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+-- A job may have six keys, and Lua unpacks less than 8,000 values.
+local MOST_A_CALL = 1000
+local limit, dead_cap, finished_cap = math.min(tonumber(ARGV[1]), MOST_A_CALL), tonumber(ARGV[2]), tonumber(ARGV[3])
 
 -- A damaged key stops only what needs it, for what was done before it is to be counted: the totals are written last.
 local gauge = redis.pcall('HGET', K.gauges, 'finished:')
