@@ -143,6 +143,7 @@ OF_LIBRARIES = [
             "        redis.call('ZADD', K.expire, until_ms, table.concat(kept, ' '))\n",
         ),
         ("entries pile up", "      redis.call('ZREM', K.expire, entry)\n"),
+        ("an entry of several stays", "K.expire, id) == 1 then", "K.expire, id) then"),
         (
             "a damaged index stops a delete",
             "    pcall(rewrite_entries, until_ms, gone)\n",

@@ -76,6 +76,10 @@ local function strike(id, until_ms)
 end
 
 local function rewrite_entries(until_ms, gone)
+  local id = next(gone)
+  if not next(gone, id) and redis.call('ZREM', K.expire, id) == 1 then
+    return -- It ended alone: the entry was its own.
+  end
   for _, entry in ipairs(redis.call('ZRANGEBYSCORE', K.expire, until_ms, until_ms)) do
     local ids, kept = 0, {}
     for id in string.gmatch(entry, '%S+') do
