@@ -19,8 +19,8 @@ from penstock.store.protocol import JobStore
 
 TICK_S = 1.0
 _ROUNDS = 40
-#: Jobs that a call removes: one costs a third of what moving one does.
-_REMOVED = 4 * SCRIPT_ITEMS
+#: Jobs of a kind that a call removes: one costs a third of what moving one does.
+_REMOVED = 2 * SCRIPT_ITEMS
 _PAUSE_S = 0.005
 #: Partitions that are swept at the same time.
 _AT_ONCE = 64
