@@ -60,7 +60,15 @@ FIRST = {
     "lib/output": ["test_output"],
     "follow": ["test_output"],
     "output": ["test_output", "test_damaged"],
-    "lib/place": ["test_sweeps", "test_unique", "test_damaged_jobs", "test_change", "test_removal", "test_wait"],
+    "lib/place": [
+        "test_sweeps",
+        "test_damaged_sweeps",
+        "test_unique",
+        "test_damaged_jobs",
+        "test_change",
+        "test_removal",
+        "test_wait",
+    ],
     "lib/together": ["test_together", "test_wait", "test_unique", "test_damaged_jobs", "test_removal"],
     "lib/job": ["test_change"],
 }
