@@ -31,13 +31,14 @@ from benchmarks.records import Figure
 from benchmarks.throughput import listens
 from penstock.core.ids import WorkerName
 from penstock.core.job import ClaimRequest, Settle, Verb
+from penstock.core.limits import SCRIPT_ITEMS
 from penstock.store import StoreOptions
 from penstock.store.redis.store import RedisStore
 
 OUT = records.RESULTS / "limit.json"
 PROFILER = Path(__file__).with_name("profiler") / "requirements.txt"
 PROFILE_S = 4.0
-BATCHES = (1, 100, 200)
+BATCHES = (1, 10, SCRIPT_ITEMS)
 _PLACES = (
     "penstock/store", "penstock/worker", "penstock/handlers", "penstock/api", "penstock/core", "penstock/observability",
     "redis", "hiredis", "msgspec", "uvicorn", "litestar", "asyncio", "uvloop", "structlog", "logging", "benchmarks",
