@@ -33,7 +33,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_unconfigure() -> None:
+def pytest_unconfigure(config: pytest.Config) -> None:
     """Show where every thread stands and end with an error, should the process not end by itself."""
+    # Such an end writes out no buffer, and what was reported would be lost in a pipe.
+    if reporter := config.pluginmanager.get_plugin("terminalreporter"):
+        reporter.flush()
     # Output may still be captured here; it is not any more by then.
     faulthandler.dump_traceback_later(EXIT_S, exit=True, file=sys.__stderr__ or sys.stderr)
