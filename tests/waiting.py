@@ -16,7 +16,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,6 +93,13 @@ async def in_time(tell: Callable[[], bool | Awaitable[bool]], seconds: float, *,
         await until_async(tell, "", seconds=seconds, pause_s=pause_s)
         return True
     return False
+
+
+async def begun(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Start a task and return it once it has come to its first wait: the loop takes its steps in order."""
+    task = asyncio.create_task(work)
+    await asyncio.sleep(0)
+    return task
 
 
 def wait_gone(pid: int, seconds: float) -> bool:

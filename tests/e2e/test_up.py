@@ -113,13 +113,13 @@ def test_a_second_signal_hands_running_jobs_back_at_once(folder: Folder) -> None
 @pytest.mark.skipif(not IS_LINUX, reason="looks for processes in /proc")
 def test_a_cancel_outlives_a_restart_of_everything(folder: Folder) -> None:
     (folder.path / "deaf.py").write_text(
-        "import pathlib, time\n"
+        "import pathlib, threading\n"
         "from penstock import task\n"
         "@task\n"
         "def deaf():\n"
         "    with pathlib.Path('starts').open('a') as file:\n"
         "        file.write('started\\n')\n"
-        "    time.sleep(3_000)\n"
+        "    threading.Event().wait()\n"
     )
     # Each write is on the disk before it is answered, so that killing Valkey loses nothing.
     arguments = ("--durability", "fsync", "--lease", "2s", "deaf")

@@ -60,10 +60,10 @@ WORKER = (
     + """
 import redis
 url = os.environ["PENSTOCK_REDIS_URL"]
-same_group = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+same_group = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 # Only Linux hands such a one to the supervisor when the worker ends.
 away = sys.platform == "linux"
-own_session = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], start_new_session=away)
+own_session = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], start_new_session=away)
 tell(f"worker started {os.getpid()} {same_group.pid} {own_session.pid}")
 if "TEST_WORKER_EXIT" in os.environ:
     sys.exit(int(os.environ["TEST_WORKER_EXIT"]))
@@ -71,8 +71,7 @@ stopping.wait()
 tell("worker stopping")
 drain = os.environ.get("TEST_DRAIN", "at once")
 if drain == "never":
-    while True:
-        time.sleep(1000)
+    threading.Event().wait()
 if drain != "at once":
     with open(drain, "rb") as gate:
         gate.read()

@@ -24,7 +24,7 @@ from tests.conformance import schedules
 from tests.integration.api_support import api_process
 from tests.integration.power_cut import cut_back, synced_bytes, tracing
 from tests.integration.store_support import Server, new_job, options_at, server_in, store_at, submit
-from tests.waiting import until_async
+from tests.waiting import begun, until_async
 
 PATIENCE_S = 60.0
 #: Long enough for any disk under load, as a limit that no test waits for.
@@ -163,8 +163,7 @@ async def test_a_group_waits_once(server: Server, namespace: str) -> None:
         await config_set(other, "appendfsync", "no")
         first = asyncio.create_task(submit(store))
         await until_async(lambda: is_blocked(other), "a call that the server holds up")
-        group = [asyncio.create_task(submit(store)) for _ in range(50)]
-        await asyncio.sleep(0)
+        group = [await begun(submit(store)) for _ in range(50)]
         await release(other)
         await asyncio.gather(first, *group)
     assert [confirmed for _, confirmed in waits] == [True, True]

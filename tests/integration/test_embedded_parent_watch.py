@@ -17,7 +17,7 @@ _CHILD = """
 import subprocess, sys
 from penstock.embedded.parent_watch import exit_with_parent
 exit_with_parent(int(sys.argv[1]))
-grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+grandchild = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 print(grandchild.pid, flush=True)
 grandchild.wait()
 """

@@ -22,6 +22,7 @@ from penstock.store.redis.connection import FORMAT
 from penstock.store.redis.errors import map_error
 from penstock.store.redis.group import Group
 from tests.integration.store_support import claim, new_job, server_in, store_at, submit
+from tests.waiting import begun
 
 CLASSES = [
     value
@@ -251,8 +252,7 @@ class TestGroup:
 
     async def test_one_item_does_not_wait_for_ten_thousand(self) -> None:
         group, calls, gate = self.group()
-        big = asyncio.create_task(group.add([*range(10_000)]))
-        await asyncio.sleep(0)
+        big = await begun(group.add([*range(10_000)]))
         small = asyncio.create_task(group.add(["small"]))
         gate.set()
         assert await small == ["answer small"]
@@ -272,20 +272,16 @@ class TestGroup:
 
     async def test_an_error_reaches_those_of_the_call_only(self) -> None:
         group, _, gate = self.group()
-        bad = asyncio.create_task(group.add(["bad"]))
-        await asyncio.sleep(0)
-        good = asyncio.create_task(group.add(["good"]))
-        await asyncio.sleep(0)
+        bad = await begun(group.add(["bad"]))
+        good = await begun(group.add(["good"]))
         gate.set()
         assert isinstance((await bad)[0], StoreUnavailable)
         assert await good == ["answer good"]
 
     async def test_a_cancelled_caller_harms_no_other_and_sends_no_more(self) -> None:
         group, calls, gate = self.group()
-        big = asyncio.create_task(group.add([*range(1_000)]))
-        await asyncio.sleep(0)
-        small = asyncio.create_task(group.add(["small"]))
-        await asyncio.sleep(0)
+        big = await begun(group.add([*range(1_000)]))
+        small = await begun(group.add(["small"]))
         big.cancel()
         await asyncio.wait({big})
         gate.set()
@@ -295,10 +291,8 @@ class TestGroup:
 
     async def test_a_call_that_is_cut_off_leaves_nobody_waiting(self) -> None:
         group, _, gate = self.group()
-        first = asyncio.create_task(group.add([*range(500)]))
-        await asyncio.sleep(0)
-        second = asyncio.create_task(group.add(["second"]))
-        await asyncio.sleep(0)
+        first = await begun(group.add([*range(500)]))
+        second = await begun(group.add(["second"]))
         (sender,) = group._senders
         sender.cancel()
         for answer in await asyncio.gather(first, second, return_exceptions=True):
@@ -321,9 +315,7 @@ class TestGroup:
         group, calls, gate = self.group(ahead=3)
         callers = [asyncio.create_task(group.add(["first"]))]
         await until_quiet()
-        for number in range(SCRIPT_ITEMS - 1):
-            callers.append(asyncio.create_task(group.add([number])))
-            await asyncio.sleep(0)
+        callers += [await begun(group.add([number])) for number in range(SCRIPT_ITEMS - 1)]
         await until_quiet()
         assert calls == [["first"]]
         callers.append(asyncio.create_task(group.add(["last"])))

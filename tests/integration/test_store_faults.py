@@ -39,6 +39,7 @@ from tests.integration.store_support import (
     store_at,
     submit,
 )
+from tests.waiting import begun
 
 
 @pytest.fixture
@@ -165,8 +166,7 @@ class TestFrozen:
 
     async def test_a_first_caller_that_goes_away_takes_nobody_along(self, server: Server) -> None:
         async with store_at(server.url) as store:
-            first, second = asyncio.create_task(claim(store)), asyncio.create_task(claim(store))
-            await asyncio.sleep(0)
+            first, second = asyncio.create_task(claim(store)), await begun(claim(store))
             first.cancel()
             assert (await second).jobs == ()
 

@@ -11,6 +11,7 @@ import redis.exceptions
 
 from penstock.store.redis.line import Line
 from penstock.store.redis.primary import open_client
+from tests.waiting import begun
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -87,8 +88,8 @@ async def test_an_error_is_one_callers_own(valkey_url: str) -> None:
 async def test_a_caller_that_goes_away_keeps_its_place_in_the_line(valkey_url: str) -> None:
     async with line_to(valkey_url) as line:
         await line.call("PING")
-        calls = [asyncio.create_task(line.call("ECHO", str(number))) for number in range(10)]
-        await asyncio.sleep(0)
+        calls = [asyncio.create_task(line.call("ECHO", str(number))) for number in range(9)]
+        calls.append(await begun(line.call("ECHO", "9")))
         calls[3].cancel()
         answers = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(answers.pop(3), asyncio.CancelledError)
@@ -156,8 +157,7 @@ async def test_a_close_ends_calls_and_refuses_later_ones() -> None:
 async def test_a_close_fails_what_was_sent() -> None:
     async with server_that(hang) as url, line_to(url) as line:
         await line._open()
-        calls = [asyncio.ensure_future(line.call("PING")) for _ in range(3)]
-        await asyncio.sleep(0)
+        calls = [await begun(line.call("PING")) for _ in range(3)]
         await line.close()
         for answer in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(answer, OSError), answer

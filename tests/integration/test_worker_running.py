@@ -85,7 +85,7 @@ async def test_no_more_is_claimed_than_there_are_slots(task: str, slots: int, pa
         return answer
 
     store.claim = watched_claim  # type: ignore[method-assign]
-    ids = await submit(store, *[new_job(task) for _ in range(200)])
+    ids = await submit(store, *[new_job(task) for _ in range(198)])
     async with working(store, concurrency=3, threads=2) as worker:
         for job_id in ids:
             assert (await finished(store, job_id)).state is State.COMPLETED

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import Fifo, Gate, Log, in_time, insist, pass_gate, until, until_async
+from tests.waiting import Fifo, Gate, Log, begun, in_time, insist, pass_gate, until, until_async
 
 TESTS = Path(__file__).parents[1]
 #: What takes time because that is its part: handlers, and faults and load of a given length.
@@ -109,8 +109,7 @@ async def test_a_fifo_tells_whole_lines_as_they_come(tmp_path: Path) -> None:
             writer.write("one\ntw")
             writer.flush()
             assert fifo.lines() == ["one"]
-            waiting = asyncio.create_task(fifo.count(2))
-            await asyncio.sleep(0)
+            waiting = await begun(fifo.count(2))
             writer.write("o\n")
             assert await waiting == ["one", "two"]
         assert fifo.lines() == ["one", "two"]

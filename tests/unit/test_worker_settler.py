@@ -15,6 +15,7 @@ from penstock.core.limits import SCRIPT_ITEMS
 from penstock.core.states import State
 from penstock.worker import backoff
 from penstock.worker.settler import Settler
+from tests.waiting import begun
 
 DONE = Settled(code=SettleCode.DONE, state=State.COMPLETED)
 
@@ -54,8 +55,7 @@ async def test_what_ends_during_a_call_shares_the_next() -> None:
     store.gate.clear()
     first = asyncio.create_task(settler.settle(settle("a")))
     await store.called.acquire()
-    others = [asyncio.create_task(settler.settle(settle(name))) for name in "bcd"]
-    await asyncio.sleep(0)
+    others = [await begun(settler.settle(settle(name))) for name in "bcd"]
     assert settler.unsettled == 4
     store.gate.set()
     assert await asyncio.gather(first, *others) == [DONE] * 4
@@ -118,8 +118,7 @@ async def test_an_outage_keeps_so_many_bytes_and_hands_the_rest_back() -> None:
     # The second try is under way when these end.
     await store.called.acquire()
     for name, size in (("fits", 10), ("over", 1), ("empty", 0)):
-        waiting.append(asyncio.create_task(settler.settle(settle(name, size))))
-    await asyncio.sleep(0)
+        waiting.append(await begun(settler.settle(settle(name, size))))
     store.gate.set()
     assert await asyncio.gather(*waiting) == [DONE] * 4
     assert dict(verbs) == {
