@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from benchmarks import scripts
-from benchmarks.feed import Feed, new_jobs, submit
-from penstock.core.ids import JobId, WorkerName
-from penstock.core.job import ClaimedJob, ClaimRequest, Extension, Settle, Verb
+from benchmarks.feed import WORKER, Feed, claim_request, new_jobs, submit
+from penstock.core.job import ClaimedJob, Extension, Settle, Verb
 from penstock.core.limits import SCRIPT_ITEMS
 from penstock.store.redis.store import RedisStore
 
 QUEUE = "calls"
-WORKER = WorkerName("benchmark")
 LEASE_MS = 60_000
 ROUNDS = 20
 
@@ -55,19 +53,9 @@ async def _round(store: RedisStore) -> None:
     await store.prune(0)
 
 
-async def _submit(store: RedisStore, *, delay_ms: int | None = None) -> list[JobId]:
-    jobs = new_jobs("noop", 0, SCRIPT_ITEMS, queue=QUEUE, delay_ms=delay_ms)
-    await submit(store, jobs)
-    return [job.id for job in jobs]
+async def _submit(store: RedisStore, *, delay_ms: int | None = None) -> None:
+    await submit(store, new_jobs("noop", 0, SCRIPT_ITEMS, queue=QUEUE, delay_ms=delay_ms))
 
 
 async def _claim(store: RedisStore) -> list[ClaimedJob]:
-    request = ClaimRequest(
-        worker=WORKER,
-        nonce="0123456789abcdef",
-        queues=(QUEUE,),
-        tasks=("noop",),
-        limit=SCRIPT_ITEMS,
-        priority_weights=(16, 4, 1),
-    )
-    return list((await store.claim(0, request)).jobs)
+    return list((await store.claim(0, claim_request(QUEUE, SCRIPT_ITEMS))).jobs)

@@ -13,12 +13,13 @@ import uvloop
 from benchmarks.load import content_length
 from benchmarks.marks import Marks
 from benchmarks.processes import Bench, until
-from penstock.core.ids import IdMaker
-from penstock.core.job import NewJob
+from penstock.core.ids import IdMaker, WorkerName
+from penstock.core.job import PRIORITY_WEIGHTS, ClaimRequest, NewJob
 from penstock.store import StoreOptions
 from penstock.store.redis.store import RedisStore
 
 CALL_JOBS = 10_000
+WORKER = WorkerName("benchmark")
 DRAIN_S = 120.0
 Value = TypeVar("Value")
 
@@ -40,6 +41,18 @@ def new_jobs(
         )
         for number in range(first, first + jobs)
     ]
+
+
+def claim_request(queue: str, limit: int) -> ClaimRequest:
+    """Ask for no-op jobs as a worker does."""
+    return ClaimRequest(
+        worker=WORKER,
+        nonce="0123456789abcdef",
+        queues=(queue,),
+        tasks=("noop",),
+        limit=limit,
+        priority_weights=PRIORITY_WEIGHTS,
+    )
 
 
 async def submit(store: RedisStore, jobs: Sequence[NewJob]) -> None:

@@ -23,14 +23,13 @@ import msgspec
 import uvloop
 
 from benchmarks import records, reference, scripts, tables
-from benchmarks.feed import Feed, new_jobs, submit
+from benchmarks.feed import Feed, claim_request, new_jobs, submit
 from benchmarks.marks import Marks
 from benchmarks.peers.environments import EnvironmentFailed, environment
 from benchmarks.processes import Bench, Process, clean_environment, end_cleanly, free_port, run_json, until
 from benchmarks.records import Figure
 from benchmarks.throughput import listens
-from penstock.core.ids import WorkerName
-from penstock.core.job import ClaimRequest, Settle, Verb
+from penstock.core.job import Settle, Verb
 from penstock.core.limits import SCRIPT_ITEMS
 from penstock.store import StoreOptions
 from penstock.store.redis.store import RedisStore
@@ -114,15 +113,7 @@ class Limit:
             await submit(store, new_jobs("noop", 0, size))
 
         async def claim_some() -> None:
-            request = ClaimRequest(
-                worker=WorkerName("benchmark"),
-                nonce="0123456789abcdef",
-                queues=("default",),
-                tasks=("noop",),
-                limit=size,
-                priority_weights=(16, 4, 1),
-            )
-            held.extend((await store.claim(0, request)).jobs)
+            held.extend((await store.claim(0, claim_request("default", size))).jobs)
 
         async def complete_some() -> None:
             part, held[:] = held[:size], held[size:]

@@ -349,7 +349,7 @@ OF_VERBS = [
             "pcall(load, id, texts[place])",
             "true, load(id, texts[place])",
         ),
-        ("only the first entries are read", "  until size >= limit or #due < 2 * READ_AT_ONCE\n", "  until true\n"),
+        ("only the first entries are read", "  until count >= limit or #due < 2 * READ_AT_ONCE\n", "  until true\n"),
         ("entries are read again", "'LIMIT', #entries, READ", "'LIMIT', 0, READ"),
         ("entries above a cap keep what went", "            strike(id, until_ms)\n"),
         ("stray entries stay", "        redis.call('ZREM', found_in, id)\n      end\n", "      end\n"),
@@ -366,7 +366,7 @@ OF_VERBS = [
         ("newest first", "return a[2] < b[2]", "return a[2] > b[2]"),
         ("ties in any order", "return a[1] < b[1]", "return a[1] > b[1]"),
         ("a call takes more than Lua can unpack", "math.min(tonumber(ARGV[1]), MOST_A_CALL)", "tonumber(ARGV[1])"),
-        ("limit does not bound age", "if size < limit then\n", "if true then\n"),
+        ("limit does not bound age", "if count < limit then\n", "if true then\n"),
         ("totals not written", "flush()\nreturn", "return"),
     ),
     *of(

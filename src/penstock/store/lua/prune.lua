@@ -1,6 +1,6 @@
 -- prune: remove final jobs past their retention, and those above the caps.
--- Guarantee: only final jobs go, each with all its keys, at most `limit` of each kind; above a cap, those of a queue that finished first, and of
---   several queues about those.
+-- Guarantee: only final jobs go, each with all its keys, at most `limit` of each kind; above a cap, those of a queue that finished
+--   first, and of several queues about those.
 -- KEYS: meta (hash), canary (none)
 -- ARGV: limit, dead_cap, finished_cap
 -- Returns: [removed by age, removed by cap]
@@ -32,7 +32,7 @@ end
 -- `expire` still name them. Of each index all go in one command, and all their keys in another. An entry that its job does not agree
 -- with goes alone. Return how many jobs went, and the ids of damaged ones where no index is given; in an index those are put off.
 local function remove_together(ids, counted_as, due_by, index_keys)
-  local texts, groups, group, size, removed, damaged = read_all(ids), {}, nil, 0, 0, {}
+  local texts, groups, group, count, removed, damaged = read_all(ids), {}, nil, 0, 0, {}
   loaded = {}
   for place = 1, #ids do
     local id, found_in = ids[place], index_keys and index_keys[place]
@@ -48,14 +48,14 @@ local function remove_together(ids, counted_as, due_by, index_keys)
         end
       elseif is_final and (not due_by or (until_ms and until_ms <= due_by)) then
         if not (group and group.job.queue == job.queue and group.job.status == job.status) then
-          group, size = {job = job, ids = {}, keys = {}, index_key = index_of(job, job.status)}, 0
+          group, count = {job = job, ids = {}, keys = {}, index_key = index_of(job, job.status)}, 0
           groups[#groups + 1] = group
         end
         if found_in and found_in ~= group.index_key then
           redis.call('ZREM', found_in, id)
         else
-          size = size + 1
-          group.ids[size] = id
+          count = count + 1
+          group.ids[count] = id
           add_keys(group.keys, id, job)
           if found_in and until_ms then
             strike(id, until_ms)
@@ -80,24 +80,24 @@ end
 
 -- Return up to `limit` ids that due entries name, those due first, the entries, and what is left of the last one.
 local function read_due()
-  local ids, entries, left, size, left_until = {}, {}, {}, 0, nil
+  local ids, entries, left, count, left_until = {}, {}, {}, 0, nil
   repeat
     local due = redis.pcall('ZRANGEBYSCORE', K.expire, '-inf', now, 'WITHSCORES', 'LIMIT', #entries, READ_AT_ONCE)
     for position = 1, #due, 2 do
-      if size >= limit then
+      if count >= limit then
         break
       end
       entries[#entries + 1], left_until = due[position], due[position + 1]
       for id in string.gmatch(due[position], '%S+') do
-        if size < limit then
-          size = size + 1
-          ids[size] = id
+        if count < limit then
+          count = count + 1
+          ids[count] = id
         else
           left[#left + 1] = id
         end
       end
     end
-  until size >= limit or #due < 2 * READ_AT_ONCE
+  until count >= limit or #due < 2 * READ_AT_ONCE
   return ids, entries, left, left_until
 end
 
